@@ -30,6 +30,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     first_step_age_ns: int = 0
     source: str = ""  # init, peers, checkpoint: whence the state of this attempt came
     restored_step: int = -1
+    detail: str = ""  # path of the checkpoint, when that was the source
     loss: float = 0.0
     grad_norm: float = 0.0
     tokens: int = 0
@@ -48,7 +49,9 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     host: str
     epoch: int  # highest obeyed so far
     workers: tuple[WorkerStatus, ...] = ()
+    stores: tuple[tuple[str, int], ...] = ()  # live rendezvous stores, as (run, attempt)
     simulated: bool = False
+    life: str = ""  # random, of this supervisor process: cursors count within it
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True, tag="beat"):
@@ -56,7 +59,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, tag="beat"):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
-    """An event of the core, kept by the supervisor until its `cursor` is acknowledged. Times inside are 0; ages say them."""
+    """An event of the core, kept by the supervisor until `cursor` is acknowledged. Its times are 0; ages say them."""
 
     cursor: int
     event: AnyEvent
@@ -69,7 +72,7 @@ class WorkerStatuses(msgspec.Struct, frozen=True, kw_only=True, tag="statuses"):
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
-    """A command with the daemon's epoch. `workload` is the run's launch description, needed by JoinGang and StartStore."""
+    """A command with the daemon's epoch. `workload` is the run's launch description, for JoinGang and StartStore."""
 
     epoch: int
     command: AnyCommand
@@ -81,7 +84,7 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):
 
 
 class Inject(msgspec.Struct, frozen=True, kw_only=True, tag="inject"):
-    """A fault test. `fault`: xid, kill_worker, stop_worker, kill_raylet, stop_raylet, kill_supervisor, ... with its details.
+    """A fault test: xid, kill_worker, stop_worker, kill_raylet, stop_raylet, kill_supervisor, and its details.
 
     Answer: a Report of FaultInjected (or CommandFailed with command "inject" when it can't be done).
     """

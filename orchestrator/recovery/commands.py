@@ -33,8 +33,10 @@ class StartStore(Command, frozen=True, kw_only=True):
 class JoinGang(Command, frozen=True, kw_only=True):
     """Bring these ranks into the attempt: live trainers of the run are told to join, missing ones are forked first.
 
-    `restore` is "checkpoint" (newest proven one, a fresh state when there is none) or "peers" (ranks that hold the state
-    give it to those that do not; when a shard has no holder left, all fall back to the checkpoint).
+    `restore` is "checkpoint" (newest proven one, a fresh state when there is none) or "peers" (ranks that hold the
+    state give it to those that do not; when a shard has no holder left, all fall back to the checkpoint). Stores of
+    older attempts of the run on this node end. Processes that an earlier command ends here are gone before new ones
+    fork.
     """
 
     run: str
@@ -49,7 +51,10 @@ class JoinGang(Command, frozen=True, kw_only=True):
 
 
 class LeaveGang(Command, frozen=True, kw_only=True):
-    """Trainers of the run on this node free themselves from the attempt and wait. Answers: WorkerLeft or WorkerExited."""
+    """Trainers of the run on this node free themselves from the attempt and wait.
+
+    Answers, with this attempt even from a trainer that had not joined it yet: WorkerLeft or WorkerExited for each.
+    """
 
     run: str
     attempt: int

@@ -24,8 +24,9 @@ def _kind(name: str) -> str:
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One statement of a health check about a node or one of its GPUs.
 
-    `severity` is info, warning, error or fatal. `action` is what the check recommends: none, watch, restart_application,
-    reset_gpu, drain_and_reset, reboot_node, restart_fabric_manager, replace, inspect. `gpu` is -1 for the whole node.
+    `severity` is info, warning, error or fatal. `action` is what the check recommends: none, watch,
+    restart_application, reset_gpu, drain_and_reset, reboot_node, restart_fabric_manager, replace, inspect. `gpu` is -1
+    for the whole node.
     """
 
     check: str
@@ -116,6 +117,14 @@ class NodeReadmitted(Event, frozen=True, kw_only=True):
     why: str = ""
 
 
+class NodeRetired(Event, frozen=True, kw_only=True):
+    """An operator takes a node out for good."""
+
+    node: str
+    who: str
+    why: str = ""
+
+
 class FaultInjected(Event, frozen=True, kw_only=True):
     """A fault test began: `fault_at_ns` is its true time. The next incident of that node takes it as its start."""
 
@@ -130,13 +139,14 @@ class FaultInjected(Event, frozen=True, kw_only=True):
 class NodeReady(Event, frozen=True, kw_only=True):
     """A node's supervisor is connected. Level, not edge: sent at each connection.
 
-    `workers` are the live trainers it holds, as (run, attempt, rank).
+    `workers` are the live trainers it holds, as (run, attempt, rank); `stores` its rendezvous stores, as (run, attempt).
     """
 
     node: str
     gpus: int
     boot_id: str
     workers: tuple[tuple[str, int, int], ...] = ()
+    stores: tuple[tuple[str, int], ...] = ()
 
 
 class NodeLost(Event, frozen=True, kw_only=True):
@@ -188,7 +198,10 @@ class WorkerLeft(RunEvent, frozen=True, kw_only=True):
 
 
 class WorkerExited(RunEvent, frozen=True, kw_only=True):
-    """A trainer's process ended. `completed` is true when it had said bye with all steps done."""
+    """A trainer's process ended. `completed` is true when it had said bye with all steps done.
+
+    Of a run that does not speak the worker protocol, exit code 0 means the same.
+    """
 
     rank: int
     node: str
@@ -199,9 +212,10 @@ class WorkerExited(RunEvent, frozen=True, kw_only=True):
 
 
 class WorkerFault(RunEvent, frozen=True, kw_only=True):
-    """A trainer reports an error of its own. `fault` is exception, not_finite, out_of_memory, data, checkpoint or peer.
+    """A trainer reports an error of its own.
 
-    `peer` means only that another rank went away: it is a symptom, never a cause.
+    `fault` is exception, not_finite, out_of_memory, data, config, checkpoint or peer. `peer` means only that another
+    rank went away: it is a symptom, never a cause. `config` cannot be mended by another attempt.
     """
 
     rank: int
@@ -219,7 +233,10 @@ class WorkerHung(RunEvent, frozen=True, kw_only=True):
 
 
 class GangFormed(RunEvent, frozen=True, kw_only=True):
-    """All ranks have joined and connected their process groups."""
+    """All ranks have joined and connected their process groups.
+
+    Of a run that does not speak the worker protocol: all its processes have been started; nothing more is seen of them.
+    """
 
 
 class GangRestored(RunEvent, frozen=True, kw_only=True):
@@ -271,7 +288,7 @@ class RunFinished(RunEvent, frozen=True, kw_only=True):
 
 AnyEvent = (
     DaemonStarted | DeadlinePassed | CommandFailed | RunSubmitted | RunCancelled | NodeQuarantined | NodeReadmitted
-    | FaultInjected | NodeReady | NodeLost | NodeFindings | NodeProbed | StoreReady | StoreLost | WorkerLeft
-    | WorkerExited | WorkerFault | WorkerHung | GangFormed | GangRestored | FirstStep | StepRegained | StepsCounted
-    | CheckpointCommitted | CheckpointRejected | RunFinished
+    | NodeRetired | FaultInjected | NodeReady | NodeLost | NodeFindings | NodeProbed | StoreReady | StoreLost
+    | WorkerLeft | WorkerExited | WorkerFault | WorkerHung | GangFormed | GangRestored | FirstStep | StepRegained
+    | StepsCounted | CheckpointCommitted | CheckpointRejected | RunFinished
 )  # fmt: skip

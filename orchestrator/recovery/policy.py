@@ -16,6 +16,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     restore_deadline_s: float = 60.0
     first_step_deadline_s: float = 60.0
     stop_grace_s: float = 1.0
+    # For the reports that a node kept while nobody was connected to tell how its missing trainers ended.
+    reconcile_grace_s: float = 1.0
     # Recoveries in a row without a new step before the run is given up.
     max_recoveries_without_progress: int = 5
     backoff_base_s: float = 0.5  # before the second and later recovery without progress; doubles each time

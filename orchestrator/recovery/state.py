@@ -72,14 +72,37 @@ class Cause(StrEnum):
     IDLE = "idle"  # on purpose: backing off
 
 
+class Hold(StrEnum):
+    """Why the stage PLACE does not go on."""
+
+    NONE = ""
+    BACKOFF = "backoff"
+    CAPACITY = "capacity"
+
+
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
-    """Integer nanoseconds by cause: sum(accounts) == since_ns - opened_ns, exactly, after every event."""
+    """Integer nanoseconds by cause: sum(accounts) == since_ns - opened_ns, exactly, after every event.
+
+    Stalls reported since `since_ns` are kept beside the open interval and split from it when it is charged, so that an
+    interval can still be cut at a fault that began in the middle of it.
+    """
 
     opened_ns: int
     since_ns: int  # up to here everything is charged
     cause: Cause  # what runs since then
     accounts: Map[str, int] = Map()
     closed: bool = False
+    checkpoint_stall_ns: int = 0
+    data_stall_ns: int = 0
+
+
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """What an isolation is about. A cause of higher rank (incident.RANKS) replaces it while the isolation lasts."""
+
+    cause: str
+    node: str = ""
+    rank: int = -1
+    sentence: str = ""
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +122,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     fault_at_ns: int
     detected_at_ns: int
     marks: tuple[tuple[str, int], ...] = ()
+    rounds: int = 1  # isolations it took: each ends one attempt
     ended_at_ns: int = 0  # 0: not over
     regained_at_ns: int = 0  # when the highest step of before was reached again
     step_before: int = 0  # highest step completed by all ranks before the fault
@@ -127,11 +151,11 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str = ""
     run: str = ""  # the run whose gang it is part of; empty: a spare
     reason: str = ""  # why it is in this health
-    since_ns: int = 0
+    since_ns: int = 0  # when health, presence or membership last changed
     findings: tuple[Finding, ...] = ()  # latest that matter
     failures_ns: tuple[int, ...] = ()  # times of trainer failures blamed on it, in the policy's window
     injected_at_ns: int = 0  # a fault test began here and no incident has taken it yet
-    seconds_ns: Map[str, int] = Map()  # time by health or "in_run"
+    seconds_ns: Map[str, int] = Map()  # time up to since_ns by health, "in_run" or "absent"
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,19 +164,32 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     phase: RunPhase = RunPhase.PENDING
     reason: str = ""  # why it is in this phase
     submitted_ns: int = 0
-    attempt: int = 0
+    attempt: int = 0  # 0 until it is placed; raised by each placement from the queue and at the end of each isolation
     stage: RecoveryPhase | None = None  # while starting or recovering
     stage_since_ns: int = 0
     deadline_ns: int = 0  # 0: none
-    placement: tuple[str, ...] = ()  # node of each node index; node i holds ranks [i * n, (i + 1) * n), n = ranks_per_node
-    store: tuple[str, str, int] | None = None  # node, host, port
+    # Node of each node index, empty where one is missing; index i holds ranks [i * n, (i + 1) * n), n = ranks_per_node.
+    placement: tuple[str, ...] = ()
+    ran_on: tuple[str, ...] = ()  # the last complete placement, kept after the end: there are its logs
+    store: tuple[str, str, int] | None = None  # node, host, port; port 0 until it listens
     restore: str = "checkpoint"
     rung: Rung = Rung.CHECKPOINT
     waiting: frozenset[int] = frozenset()  # ranks of whom the current stage still expects a word (isolate)
     probing: frozenset[str] = frozenset()  # nodes whose preflight is awaited
+    stopping: frozenset[str] = frozenset()  # nodes, in the gang or just put out of it, whose trainers are being ended
+    faulted: frozenset[int] = (
+        frozenset()
+    )  # ranks that reported an error in this isolation: their end is no further news
+    trouble: Trouble | None = None  # what the present isolation is about
+    hold: Hold = Hold.NONE
     holders: Map[int, int] = Map()  # rank -> step, of survivors that left with their state
+    missing: frozenset[int] = (
+        frozenset()
+    )  # ranks that a node lacked at its last connection; `deadline_ns` runs for them
     completed: frozenset[int] = frozenset()  # ranks that ended with every step done
-    step: int = 0  # highest step known completed by all ranks
+    step: int = 0  # highest step known completed by all ranks, in any attempt
+    running_since_ns: int = 0  # begin of the last interval of training: no fault is dated before it
+    running_cause: Cause = Cause.TRAINING  # to what that interval was charged
     last_progress_step: int = 0  # `step` at the end of the last recovery
     barren_recoveries: int = 0  # recoveries in a row without a new step
     recoveries: int = 0
@@ -170,10 +207,11 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     at_ns: int = 0  # time of the last event
     nodes: Map[str, NodeState] = Map()
     runs: Map[str, RunState] = Map()
-    queue: tuple[str, ...] = ()  # pending runs, by priority and then by age
-    free: frozenset[str] | Map = Map()  # placeable nodes in no run, as a persistent set (keys)
-    quarantined: int = 0  # how many nodes are out, for the breaker
-    deadlines: tuple | None = None  # persistent heap of (deadline_ns, run); stale entries are skipped
+    queue: tuple[str, ...] = ()  # runs that wait for nodes: first those that hold some, then by priority, then by age
+    free: Map[str, None] = Map()  # placeable nodes in no run: a persistent set
+    holding: Map[str, int] = Map()  # run -> how many nodes it holds
+    quarantined: int = 0  # how many nodes are quarantined, in repair or on probation, for the breaker
+    deadlines: tuple | None = None  # persistent heap of (deadline_ns, run); its top is never stale
     incidents: int = 0  # how many were opened, for their ids
 
 

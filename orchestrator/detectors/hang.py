@@ -1,0 +1,56 @@
+"""Hang: processes live, beats come, and no step is made. Progress is not heartbeat.
+
+The deadline is learned from the run's own steps: a robust centre and spread with a floor, because the first steps, an
+evaluation or a slow file system must not look like a hang. One rank stopped stalls all; who it was is found by the
+recovery: survivors answer `leave`, the culprit does not.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+
+FLOOR_S = 10.0  # below this a garbage collection or a busy machine is taken for a hang
+CEILING_S = 1800.0
+SPREADS = 10.0  # deadline = median + SPREADS * scaled median absolute deviation, and at least MEDIANS medians
+MEDIANS = 10.0
+MAD_TO_SIGMA = 1.4826  # for a normal distribution
+WINDOW = 64
+
+
+class HangDetector:
+    """One run. Times are nanoseconds of the daemon's clock."""
+
+    def __init__(self, floor_s: float = FLOOR_S) -> None:
+        self._floor_s = floor_s
+        self._attempt = 0
+        self._step = 0
+        self.advanced_ns = 0
+        self._durations_s: deque[float] = deque(maxlen=WINDOW)
+
+    def observe(self, attempt: int, step: int, now_ns: int) -> None:
+        """`step` is what all ranks of the attempt have completed."""
+        if attempt != self._attempt:
+            self._attempt, self._step, self.advanced_ns = attempt, step, now_ns
+        elif step > self._step:
+            self._durations_s.append((now_ns - self.advanced_ns) / 1e9 / (step - self._step))
+            self._step, self.advanced_ns = step, now_ns
+
+    def deadline_s(self) -> float:
+        """Seconds without a step after which the run hangs."""
+        if len(self._durations_s) < 3:
+            return max(self._floor_s, min(CEILING_S, 120.0))
+        centre = statistics.median(self._durations_s)
+        spread = MAD_TO_SIGMA * statistics.median(abs(d - centre) for d in self._durations_s)
+        return min(CEILING_S, max(self._floor_s, centre + SPREADS * spread, MEDIANS * centre))
+
+    def verdict(self, now_ns: int) -> str | None:
+        """The evidence, as a sentence; None while all is well."""
+        silent_s = (now_ns - self.advanced_ns) / 1e9
+        if not self.advanced_ns or silent_s <= self.deadline_s():
+            return None
+        return f"no step since step {self._step} for {silent_s:.1f} s; its steps allow {self.deadline_s():.1f} s"
+
+    def due_ns(self) -> int:
+        """When the verdict would fall if nothing comes."""
+        return self.advanced_ns + round(self.deadline_s() * 1e9)

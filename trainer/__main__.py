@@ -1,0 +1,78 @@
+"""`python -m trainer train | params | data | check | store`. Exit codes: 0 ok, 1 error, 2 usage, 3 invalid configuration."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from trainer.train.hooks import Hooks, NoHooks
+
+EXIT_INVALID = 3
+USAGE = "usage: python -m trainer {train --config FILE | params MODEL | data ... | check FILE | store ...}"
+
+
+def main(argv: list[str], hooks: Hooks | None = None) -> int:
+    """Run one command; returns the exit code. `hooks` are for tests. Imports torch only where a command needs it."""
+    command, rest = (argv[0], argv[1:]) if argv else ("", [])
+    match command:
+        case "train":
+            return _train(rest, hooks or NoHooks())
+        case "params":
+            return _params(rest)
+        case "data":
+            from trainer.data import cli as data_cli
+
+            return data_cli.main(rest)
+        case "check":
+            from trainer import config_cli
+
+            return config_cli.main(rest)
+        case "store":
+            from trainer import store
+
+            return store.main(rest, os.environ)
+    print(USAGE, file=sys.stderr)
+    return 0 if command in ("-h", "--help") else 2
+
+
+def _train(argv: list[str], hooks: Hooks) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer train", description="Train a model.")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML configuration")
+    path = parser.parse_args(argv).config
+    from trainer import config
+    from trainer.checkpoint.errors import CheckpointError
+    from trainer.config_parse import ConfigError
+    from trainer.data.errors import DataError
+    from trainer.train import loop
+
+    try:
+        if os.environ.get("HOLDFAST_WORKER_SOCKET"):
+            return loop.run_supervised(lambda: config.load(path), os.environ, hooks)
+        return loop.run_alone(config.load(path), os.environ, hooks)
+    except (ConfigError, DataError, CheckpointError) as error:
+        print(f"error: {path}: {error}", file=sys.stderr)
+        return EXIT_INVALID
+
+
+def _params(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer params", description="Count a model's parameters.")
+    parser.add_argument("model", help="name of a preset")
+    name = parser.parse_args(argv).model
+    from trainer.model.count import count_by_part, count_parameters
+    from trainer.model.presets import model_config
+
+    try:
+        spec = model_config(name)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INVALID
+    for part, count in count_by_part(spec).items():
+        print(f"{count:>15,}  {part}")
+    print(f"{count_parameters(spec):>15,}  total")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

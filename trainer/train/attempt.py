@@ -1,0 +1,146 @@
+"""One attempt: form the gang, put the state in place, train to the end or until something goes wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from trainer.config import TrainConfig
+from trainer.data.dataset import TokenDataset
+from trainer.data.loader import Prefetcher
+from trainer.parallel.gang import Gang
+from trainer.parallel.sharded import ShardedModel
+from trainer.protocol.reporter import Reporter
+from trainer.train.checkpoints import Saver, agree_on_checkpoint, checkpoint_root, load_state
+from trainer.train.exchange import adopt, move_shards, share_ballots, zero_state
+from trainer.train.hooks import Hooks
+from trainer.train.records import MetricsFile, write_final
+from trainer.train.restore import Status, plan_restore
+from trainer.train.state import Memory
+from trainer.train.step import StepRunner
+from trainer.vote import Verdict, tally
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same over all attempts of a process."""
+
+    config: TrainConfig
+    build: Callable[[], nn.Module]
+    dataset: TokenDataset
+    fingerprint: dict
+
+
+class Attempt:
+    """Runs on the thread that trains. `take_save()` says whether the supervisor asked for a checkpoint since."""
+
+    def __init__(
+        self,
+        job: Job,
+        memory: Memory,
+        gang: Gang,
+        reporter: Reporter,
+        hooks: Hooks,
+        take_save: Callable[[], bool],
+    ) -> None:
+        self._job, self._config = job, job.config
+        self._memory = memory
+        self._gang = gang
+        self._reporter = reporter
+        self._hooks = hooks
+        self._take_save = take_save
+        self._prefetcher = Prefetcher(job.dataset)
+        self._metrics = MetricsFile(
+            Path(self._config.run_dir), gang.layout.rank, gang.attempt, self._config.batch_tokens
+        )
+
+    def run(self, restore: str) -> None:
+        """Return when all steps are done and saved. Whatever is raised, the memory holds what the next attempt needs."""
+        try:
+            self._reporter.phase("init")
+            self._gang.form()
+            self._reporter.phase("restore")
+            model, source = self._restore(restore)
+            self._train(model, source)
+        finally:
+            self._prefetcher.stop()
+            self._metrics.close()
+
+    def _restore(self, restore: str) -> tuple[ShardedModel, dict[str, str]]:
+        """The model with its state in place; whence it came, for the phase message."""
+        model = ShardedModel(self._job.build, self._gang.mesh, self._gang.device)
+        rows = self._gang.gather(Status.of(self._memory, restore).pack())
+        plan = plan_restore([Status.unpack(row) for row in rows], self._gang.layout)
+        if plan is None:
+            self._memory.forget()
+            return model, self._restore_from_disk(model)
+        share_ballots(plan, self._memory, self._gang)
+        rank = self._gang.layout.rank
+        if rank not in plan.receivers:
+            adopt(self._memory, model)
+        if rank in plan.finishing:
+            self._runner(model).apply(self._verdict())
+        move_shards(plan, self._memory, self._gang, lambda: zero_state(model))
+        self._memory.kept = None
+        if plan.ballots_from is not None and rank in plan.finishing | plan.receivers:
+            self._metrics.append(self._verdict())
+        return model, {"source": "peers"}
+
+    def _restore_from_disk(self, model: ShardedModel) -> dict[str, str]:
+        path = agree_on_checkpoint(checkpoint_root(self._config), self._gang, self._reporter)
+        if path is None:
+            model.module.init_weights(self._config.seed)
+            self._memory.state = zero_state(model)
+            return {"source": "init"}
+        self._memory.state = load_state(path, model, self._job.fingerprint)
+        return {"source": "checkpoint", "detail": str(path)}
+
+    def _train(self, model: ShardedModel, source: dict[str, str]) -> None:
+        saver = Saver(self._config, self._gang, self._job.fingerprint, self._reporter)
+        runner = self._runner(model)
+        layout = self._gang.layout
+        self._reporter.phase("train", step=self._memory.step, **source)
+        if saver.due(self._memory.step):  # the save of this step may have died with the last attempt
+            saver.save(self._memory.state, model)
+        self._prefetcher.start(self._memory.step, layout.rank, layout.world)
+        self._gang.on_abort(self._prefetcher.stop)
+        while self._memory.step < self._config.steps:
+            self._step(model, runner, saver)
+        self._finish(saver)
+
+    def _step(self, model: ShardedModel, runner: StepRunner, saver: Saver) -> None:
+        begin = time.monotonic()
+        batch, data_ms = self._prefetcher.next()
+        verdict = runner.run(batch, self._take_save())
+        self._metrics.append(verdict)
+        checkpoint_ms = 0.0
+        if verdict.save or saver.due(verdict.step):
+            checkpoint_ms = saver.save(self._memory.state, model)
+        saver.report()
+        self._reporter.progress(
+            step=verdict.step,
+            tokens=verdict.step * self._config.batch_tokens,
+            loss=verdict.loss,
+            grad_norm=verdict.norm,
+            step_ms=(time.monotonic() - begin) * 1e3,
+            data_ms=data_ms,
+            checkpoint_ms=checkpoint_ms,
+        )
+        self._hooks.at("after_step", verdict.step)
+
+    def _finish(self, saver: Saver) -> None:
+        """No rank goes before the final checkpoint is committed: until then each may be needed to recover another."""
+        self._reporter.phase("checkpoint")
+        saver.finish(self._memory.step)
+        self._gang.gather([self._memory.step])
+        write_final(Path(self._config.run_dir), self._gang.layout.rank, self._memory.state)
+
+    def _runner(self, model: ShardedModel) -> StepRunner:
+        return StepRunner(self._config, self._gang, model, self._memory, self._hooks)
+
+    def _verdict(self) -> Verdict:
+        return tally(self._memory.ballots.ballots, self._gang.layout)
