@@ -29,9 +29,13 @@ HANG = Finding(
 )
 
 
-def message(finding: Finding, cleared: bool = False) -> Message:
-    body: Message = {"type": "finding", **finding.as_json()}
-    return {**body, "cleared": True} if cleared else body
+def message(finding: Finding) -> Message:
+    return {"type": "finding", **finding.as_json()}
+
+
+def cleared(finding: Finding) -> Message:
+    """A finding that is over recommends nothing any more, also to a reader that does not know `cleared`."""
+    return {**message(replace(finding, severity=Severity.INFO, action=Action.NONE)), "cleared": True}
 
 
 class Desk:
@@ -100,4 +104,4 @@ class Desk:
 
     def _say_cleared(self, over: Iterable[Finding]) -> None:
         for finding in over:
-            self._say(message(finding, cleared=True))
+            self._say(cleared(finding))

@@ -14,16 +14,18 @@ from healthcheck.nvml.abi import UNKNOWN_XID
 _MARK = re.compile(r"\bXid \(")
 _PLACE = re.compile(r"(?:PCI:)?(?P<pci>[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})(?:\.[0-7])?\): ")
 _NUMBER = re.compile(r"(?P<xid>\d{1,9})(?P<end>,)?")
-_PROCESS = re.compile(r"\bpid='?(\d+)")
-_LINK = re.compile(r"\bLink (-?\d+)\b")
+# A number counts only when something follows it: at the end of a line it may have lost digits.
+_PROCESS = re.compile(r"\bpid='?(\d+)(?=[',])")
+_LINK = re.compile(r"\bLink (-?\d+)(?= )")
 _REGISTER = re.compile(r"0x([0-9a-fA-F]{8})\b")
-_RECOVERY = re.compile(r"recovery action changed from 0x[0-9a-fA-F]+ \([^)]*\) to 0x([0-9a-fA-F]+)\b")
+_RECOVERY = re.compile(r"recovery action changed from 0x[0-9a-fA-F]+ \([^)]*\) to 0x([0-9a-fA-F]+)(?= )")
 _SEVERITY = re.compile(r"\b(Nonfatal|Fatal)\b")
 
 
 @dataclass(frozen=True)
 class KernelXid:
-    """`pci` is domain:bus:device in lower case with a domain of 4 digits, empty when it was cut off.
+    """`pci` is domain:bus:device in lower case with a domain of 4 digits, empty when it was cut off. `truncated` is
+    what can be seen: a cut between two words of free text leaves no trace.
 
     `registers` are those of an NVLink5 line, `fatal` its verdict; `recovery_action` is the new one of XID 154.
     """

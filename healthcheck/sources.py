@@ -41,7 +41,7 @@ def connect_node(node: SimulatedNode) -> Telemetry:
     from healthcheck.nvml.telemetry import NvmlTelemetry
 
     binding.install(SimulatedLibrary(node))
-    return NvmlTelemetry(pci_gpus=lambda: node.profile.gpus)
+    return NvmlTelemetry(pci_gpus=lambda: node.profile.gpus, now_ns=node.now_ns)
 
 
 def _connect_machine() -> Telemetry:

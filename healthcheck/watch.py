@@ -15,13 +15,13 @@ from healthcheck.telemetry import Telemetry, TelemetryError
 
 XID_WAIT_S = 1.0  # a wait ends this often, to register GPUs that came back
 RETRY_S = 1.0  # after a failed call
+START_DEADLINE_NS = 25 * 10**9  # a driver without persistence initializes eight GPUs in many seconds
 
 
 @dataclass(frozen=True)
 class Probe:
-    id: str
+    id: str | int
     idle: bool
-    asked_ns: int
 
 
 def probed(probe: Probe, findings: list[Finding]) -> Message:
@@ -50,28 +50,34 @@ class Watch:
         self._deadline_ns = int(deadline_s * 1e9)
         self._wake = threading.Event()
         self._asked: queue.SimpleQueue[Probe] = queue.SimpleQueue()
-        self._unanswered: dict[str, Probe] = {}  # popped by whoever answers: the round or the deadline
-        self._look_began_ns = 0  # 0: no look is under way
+        self._unanswered: dict[str | int, Probe] = {}  # popped by whoever answers: the round or the deadline
+        self._patience_ns = 0  # a clock that stands still while this process is stopped or starved
+        self._overdue_ns = 0  # when the look under way counts as hung; 0: none is
 
     def start(self) -> None:
-        self._look_began_ns = time.monotonic_ns()
+        self._overdue_ns = START_DEADLINE_NS
         threading.Thread(target=self._rounds, name="rounds", daemon=True).start()
 
     def look_now(self) -> None:
         self._wake.set()
 
-    def probe(self, probe: Probe) -> None:
-        self._unanswered[probe.id] = probe
+    def probe(self, id: str | int, idle: bool) -> None:
+        """The answer, `probed`, comes from a look that begins after this call, or when a look counts as hung."""
+        probe = self._unanswered[id] = Probe(id, idle)
         self._asked.put(probe)
         self._wake.set()
 
-    def check_deadlines(self, now_ns: int) -> None:
-        """For the thread that never asks the driver: report a hang, and answer the probes that wait behind it."""
-        began = self._look_began_ns
-        if began and now_ns - began >= self._deadline_ns:
-            self._desk.take_hang()
+    def check_deadlines(self, passed_ns: int) -> None:
+        """For the thread that never asks the driver: report a hang, and answer the probes that wait behind it.
+
+        `passed_ns` is the time since the last call, as far as this process was running.
+        """
+        self._patience_ns += passed_ns
+        if not self._overdue_ns or self._patience_ns < self._overdue_ns:
+            return
+        self._desk.take_hang()
         for probe in list(self._unanswered.values()):
-            if now_ns - probe.asked_ns >= self._deadline_ns and self._answer(probe):
+            if self._answer(probe):
                 self._say(probed(probe, [HANG]))
 
     def _answer(self, probe: Probe) -> bool:
@@ -85,7 +91,7 @@ class Watch:
             first = self._telemetry.snapshot()
         except TelemetryError as error:
             self._refuse(error)
-        self._look_began_ns = 0
+        self._overdue_ns = 0
         self._take_xid(0.0)
         names = sorted({gpu.identity.name for gpu in first.gpus if isinstance(gpu.identity.name, str)})
         self._say({"type": "ready", "gpus": len(first.gpus), "name": ", ".join(names)})
@@ -111,15 +117,15 @@ class Watch:
     def _look(self) -> None:
         """One fresh look for the checks and for all probes that were asked for before it began."""
         probes = [self._asked.get_nowait() for _ in range(self._asked.qsize())]
-        self._look_began_ns = time.monotonic_ns()
+        self._overdue_ns = self._overdue_ns or self._patience_ns + self._deadline_ns
         try:
             snapshot = self._telemetry.snapshot()
         except TelemetryError as error:
             self._say({"type": "error", "error": str(error)})
             for probe in probes:
                 self._asked.put(probe)
-            return  # the look stays "under way": a driver that went away is caught by the same deadline
-        self._look_began_ns = 0
+            return  # still overdue at the same moment: a driver that went away is no better than one that hangs
+        self._overdue_ns = 0
         self._desk.take_look(snapshot)
         for probe in probes:
             if self._answer(probe):

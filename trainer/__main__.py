@@ -1,11 +1,17 @@
-"""`python -m trainer train | params | data | check | store`. Exit codes: 0 ok, 1 error, 2 usage, 3 invalid configuration."""
+"""`python -m trainer train | params | data | check | store`.
+
+Exit codes: 0 ok, 1 error, 2 usage, 3 invalid configuration, 4 no such file (check).
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from trainer.train.hooks import Hooks, NoHooks
 
@@ -74,5 +80,24 @@ def _params(argv: list[str]) -> int:
     return 0
 
 
+def run_and_exit(run: Callable[[], int]) -> NoReturn:
+    """End the process with the exit code of `run`, at once.
+
+    An orderly end of the interpreter isn't safe: threads of gloo and of the data loader may be in C++ then, and one that
+    asks for the interpreter's lock is ended there, which aborts the process.
+    """
+    code = 1
+    try:
+        code = run()
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else int(done.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_and_exit(lambda: main(sys.argv[1:]))

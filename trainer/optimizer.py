@@ -12,7 +12,7 @@ from trainer.train.state import TrainState
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Of step 1 to `steps`: linear warm-up to `lr`, then a cosine that reaches `final_lr_ratio * lr` at the last step."""
+    """Of step 1 to `steps`: linear warm-up to `lr`, then a cosine down to `final_lr_ratio * lr` at the last step."""
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)

@@ -13,21 +13,23 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
-# Before numpy and torch are imported: their BLAS would start threads at import.
-for _pool in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_pool] = "1"
+from trainer.__main__ import main as trainer_main
+from trainer.__main__ import run_and_exit
 
 Main = Callable[[list[str]], int]
-_MAX_REQUEST = 1 << 20
+_POOLS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def warm_up() -> float:
-    """Import what a trainer needs up to its first step; returns the seconds it took. Raises RuntimeError when a thread
-    was started."""
+    """Import what a trainer needs up to its first step; returns the seconds it took.
+
+    Raises RuntimeError when a thread was started.
+    """
     begin = time.monotonic()
+    os.environ.update(dict.fromkeys(_POOLS, "1"))  # else numpy's and torch's BLAS start threads at import
     import torch
     import torch.distributed.fsdp
 
@@ -54,18 +56,20 @@ def serve(line: socket.socket, main: Main) -> None:
             if request.get("type") != "fork":
                 continue
             try:
-                _say(line, {"type": "forked", "id": request["id"], "pid": fork(request, main)})
-            except (OSError, KeyError, TypeError, ValueError) as error:
-                _say(
-                    line, {"type": "fork_failed", "id": request.get("id"), "error": f"{type(error).__name__}: {error}"}
-                )
+                answer = {"type": "forked", "id": request["id"], "pid": fork(request, main)}
+            except (OSError, KeyError) as error:
+                why = f"{type(error).__name__}: {error}"
+                answer = {"type": "fork_failed", "id": request.get("id"), "error": why}
+            _say(line, answer)
 
 
 def fork(request: dict, main: Main) -> int:
     """Start the request's command in a grandchild, which its nearest subreaper adopts; returns its pid.
 
-    Raises OSError when a fork fails.
+    Raises OSError when a fork fails, KeyError when the request lacks a field.
     """
+    if missing := {"argv", "env", "log_path", "cwd"} - request.keys():
+        raise KeyError(*missing)
     pid_out, pid_in = os.pipe()
     child = os.fork()
     if child == 0:
@@ -79,7 +83,7 @@ def fork(request: dict, main: Main) -> int:
     return int(answer)
 
 
-def _fork_again(request: dict, main: Main, pid_in: int) -> None:
+def _fork_again(request: dict, main: Main, pid_in: int) -> NoReturn:
     try:
         grandchild = os.fork()
     except OSError as error:
@@ -88,23 +92,12 @@ def _fork_again(request: dict, main: Main, pid_in: int) -> None:
     if grandchild:
         os.write(pid_in, str(grandchild).encode())
         os._exit(0)
-    _become(request, main)
 
-
-def _become(request: dict, main: Main) -> None:
-    """Turn this process into the request's command. Never returns."""
-    code = 1
-    try:
+    def run() -> int:
         _isolate(request)
-        code = main([str(word) for word in request["argv"]])
-    except SystemExit as done:
-        code = done.code if isinstance(done.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return main([str(word) for word in request["argv"]])
+
+    run_and_exit(run)
 
 
 def _isolate(request: dict) -> None:
@@ -138,6 +131,4 @@ def run(main: Main) -> int:
 
 
 if __name__ == "__main__":
-    from trainer.__main__ import main as trainer_main
-
     sys.exit(run(trainer_main))

@@ -22,7 +22,7 @@ MAX_TRIES = 2  # a step that isn't finite is tried once more on the same data, t
 
 @dataclass(frozen=True)
 class Ballot:
-    """One rank's word on a step. `squared_norm` is of its reduced shard, float64; `loss` the mean over its own tokens."""
+    """One rank's word on a step. `squared_norm` is of its reduced shard, float64; `loss` the mean over its tokens."""
 
     step: int
     tries: int  # 1 for the first
@@ -101,7 +101,7 @@ def _unequal_replicas(ballots: Sequence[Ballot], layout: Layout) -> str:
         if len(set(votes.values())) > 1 and not all(math.isnan(_float(bits)) for bits in votes.values()):
             norms = ", ".join(f"rank {rank}: {_float(bits).hex()}" for rank, bits in votes.items())
             return (
-                f"replicas hold different gradients of shard {shard} at step {ballots[0].step} (squared norms {norms})"
+                f"replicas hold different gradients of shard {shard} at step {ballots[0].step}: squared norms {norms}"
             )
     return ""
 

@@ -1,6 +1,7 @@
 """What healthy parts say: the values a twin shows as long as nothing is injected.
 
-Numbers are those of real parts under driver 580; an idle HGX B200 shows 39 C, a margin of 49 C and 195 W.
+Numbers are those of real parts under driver 580; an idle HGX B200 GPU shows 37 to 53 C by its place
+in the chassis, 88 C less that as its margin, and 195 to 205 W.
 """
 
 from __future__ import annotations

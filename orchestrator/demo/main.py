@@ -58,7 +58,7 @@ def main(out_dir: Path, *, steps: int = demo_spec.STEPS, keep: bool = False) -> 
 def _demo(screen: Screen, out_dir: Path, state_dir: Path, steps: int) -> dict[str, Any]:
     screen.headline("Text")
     data = demo_spec.prepare_data(out_dir / "data")
-    entropy = data["unigram_entropy"]
+    entropy = data["unigram_entropy_nats"]
     screen.say(
         f"{data['tokens']:,} tokens of the Python standard library's sources, unigram entropy {entropy:.3f} nats"
     )

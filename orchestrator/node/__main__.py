@@ -8,6 +8,7 @@ import sys
 import structlog
 
 from orchestrator.link.auth import KeyFileError, read_key
+from orchestrator.node.control import ping
 from orchestrator.node.fence import FenceError
 from orchestrator.node.lock import LockedError, hold_lock
 from orchestrator.node.options import Options, parse_options
@@ -31,12 +32,17 @@ def main() -> int:
         options.node_dir.mkdir(parents=True, exist_ok=True)
         require_private(options.sockets)
         key = read_key(options.key)
-        with hold_lock(options.node_dir):
+        with hold_lock(options.node_dir, lambda: _same_life_answers(options)):
             become_subreaper()
             return asyncio.run(serve(options, key))
     except (KeyFileError, LockedError, PathError, FenceError, OSError) as error:
         print(f"supervisor of {options.node}: {error}", file=sys.stderr)
         return 1
+
+
+def _same_life_answers(options: Options) -> bool:
+    found = ping(options.sockets, options.node)
+    return found is not None and found.get("boot_id") == options.boot_id
 
 
 async def serve(options: Options, key: bytes) -> int:

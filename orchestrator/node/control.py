@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 
 from orchestrator.node.lines import Line
+from orchestrator.node.paths import control_socket
 
 MAX_REQUEST_BYTES = 4096
 REQUEST_TIMEOUT_S = 2.0
@@ -69,14 +70,14 @@ class ControlServer:
         return {"error": "ops are ping and shutdown"}
 
 
-def ping(path: Path, timeout_s: float = 1.0) -> dict[str, Any] | None:
-    """What the supervisor behind this socket says of itself; None when none answers."""
-    return _ask(path, {"op": "ping"}, timeout_s)
+def ping(sockets: Path, node: str, timeout_s: float = 1.0) -> dict[str, Any] | None:
+    """What the node's supervisor, with its sockets in this folder, says of itself; None when none answers."""
+    return _ask(control_socket(sockets, node), {"op": "ping"}, timeout_s)
 
 
-def shut_down(path: Path, timeout_s: float = 1.0) -> bool:
-    """Asks the supervisor to end; True when it has agreed."""
-    answer = _ask(path, {"op": "shutdown"}, timeout_s)
+def shut_down(sockets: Path, node: str, timeout_s: float = 1.0) -> bool:
+    """Asks the node's supervisor to end; True when it has agreed."""
+    answer = _ask(control_socket(sockets, node), {"op": "shutdown"}, timeout_s)
     return answer is not None and answer.get("ok") is True
 
 

@@ -143,13 +143,15 @@ class Crew:
                 worker.attempt = max(worker.attempt, command.attempt)
                 self.stop([worker], SURPLUS_GRACE_S)
                 continue
-            worker.ask_leave(command.attempt, command.why)
-            if not worker.line and worker.join:
-                # It has not said hello yet, so it never read the join: it is out before it was in.
+            if not worker.greeted and not worker.left:
+                # It never read the join: it is out before it was in.
                 worker.join = None
                 worker.left = protocol.Left(attempt=command.attempt, step=0, why="it had not joined yet")
             if worker.left:
+                worker.attempt = max(worker.attempt, command.attempt)
                 self._report_left(worker, worker.left)
+            else:
+                worker.ask_leave(command.attempt, command.why)
 
     def stop_run(self, run: str, attempt: int, grace_s: float) -> None:
         """Ends the run's trainers that are of this attempt or older."""
@@ -228,6 +230,7 @@ class Crew:
 
     def take(self, worker: Worker, said: protocol.Message) -> None:
         now_ns = time.monotonic_ns()
+        worker.catch_up(getattr(said, "attempt", 0))
         match said:
             case protocol.Phase() if said.attempt >= worker.joined:
                 worker.take_phase(said, now_ns)

@@ -16,7 +16,7 @@ from orchestrator.node.stores import Stores
 from orchestrator.node.tasks import Tasks
 from orchestrator.node.workload import WorkloadError, parse_workload
 from orchestrator.recovery.commands import AnyCommand, JoinGang, LeaveGang, ProbeNode, StartStore, StopWorkers
-from orchestrator.recovery.events import AnyEvent, CommandFailed, NodeProbed
+from orchestrator.recovery.events import AnyEvent, CommandFailed, Finding, NodeProbed
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +64,7 @@ class Executor:
         if isinstance(command, ProbeNode):
             self._probe(command)
             return
-        paths.run_dir(paths.Path(), command.run)
+        paths.check_run_name(command.run)
         if not self._fence.admit_attempt(command.run, command.attempt):
             log.info("order of an old attempt", order=type(command).__name__, run=command.run, attempt=command.attempt)
             return
@@ -87,7 +87,7 @@ class Executor:
 
     async def _answer_probe(self, command: ProbeNode) -> None:
         try:
-            ok, found = await self._monitor.probe() if self._monitor else (True, (findings.nothing_to_probe(),))
+            ok, found = await self._ask_monitor()
         finally:
             self._probing.discard(command)
         event = NodeProbed(
@@ -99,6 +99,11 @@ class Executor:
             findings=found,
         )
         self._report(event, time.monotonic_ns())
+
+    async def _ask_monitor(self) -> tuple[bool, tuple[Finding, ...]]:
+        if self._monitor is None:
+            return True, (findings.nothing_to_probe(),)
+        return await self._monitor.probe(idle=not self._crew.living())
 
     def _fail(self, command: AnyCommand, why: str) -> None:
         failed = CommandFailed(

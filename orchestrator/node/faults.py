@@ -70,7 +70,7 @@ class Injector:
                     {"type": "inject", "gpu": _number(order, "gpu"), "xid": _number(order, "xid")}
                 )
             case "reset" | "reboot":
-                return self._tell_monitor({"type": order.fault})
+                return self._tell_monitor({"type": order.fault, "gpu": _number(order, "gpu")})
             case "kill_worker":
                 return _signal_worker(self._worker(order), signal.SIGKILL)
             case "stop_worker":

@@ -21,6 +21,10 @@ class Novelty:
         self._told[key] = finding, now_ns
         return True
 
+    def cleared(self, finding: Finding) -> None:
+        """It is over: should it come back, that is news."""
+        self._told.pop((finding.check, finding.cause, finding.gpu), None)
+
     def forget(self) -> None:
         """After a probe, a reset or a reboot whatever is still wrong is news."""
         self._told.clear()

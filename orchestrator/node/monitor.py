@@ -35,9 +35,17 @@ log = structlog.get_logger(__name__)
 
 class _Said(msgspec.Struct):
     type: str
-    id: int = 0
+    id: str = ""
     ok: bool = False
     findings: tuple[Finding, ...] = ()
+    cleared: bool = False
+    error: str = ""
+
+
+class _Probe:
+    def __init__(self, message: dict[str, object]) -> None:
+        self.message = message
+        self.answer: asyncio.Future[tuple[bool, tuple[Finding, ...]]] = asyncio.get_running_loop().create_future()
 
 
 class Monitor:
@@ -65,7 +73,7 @@ class Monitor:
         self._silent_s = 0.0
         self._deaths_ns: deque[int] = deque()
         self._ids = itertools.count(1)
-        self._probes: dict[int, asyncio.Future[tuple[bool, tuple[Finding, ...]]]] = {}
+        self._probes: dict[str, _Probe] = {}
 
     @property
     def pid(self) -> int:
@@ -78,14 +86,17 @@ class Monitor:
             self._novelty.forget()
         return self._child is not None and self._child.line.send(message)
 
-    async def probe(self) -> tuple[bool, tuple[Finding, ...]]:
-        """Whether the node is fit, and what was found. No answer in time: it is not."""
-        number = next(self._ids)
-        answer = self._probes[number] = asyncio.get_running_loop().create_future()
-        self.tell({"type": "probe", "id": number})
+    async def probe(self, *, idle: bool) -> tuple[bool, tuple[Finding, ...]]:
+        """Whether the node is fit, and what was found. No answer in time: it is not.
+
+        `idle` says that no trainer lives here, so that memory in use is a finding too.
+        """
+        number = f"{next(self._ids)}"
+        probe = self._probes[number] = _Probe({"type": "probe", "id": number, "idle": idle})
+        self.tell(probe.message)
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                return await answer
+                return await probe.answer
         except TimeoutError:
             return False, (findings.probe_silent(PROBE_TIMEOUT_S),)
         finally:
@@ -111,8 +122,8 @@ class Monitor:
         child = self._child = await start_with_socket_as_stdio(
             self._command, env=self._env, log_path=self._log_path, reaper=self._reaper, nice=self._nice
         )
-        for number in self._probes:
-            child.line.send({"type": "probe", "id": number})
+        for probe in self._probes.values():
+            child.line.send(probe.message)
         watch = asyncio.create_task(self._watch(child))
         try:
             async for line in child.line.received():
@@ -140,16 +151,21 @@ class Monitor:
     def _take(self, line: bytes) -> None:
         try:
             said = msgspec.json.decode(line, type=_Said)
-            if said.type == "finding":
-                self._tell_news((msgspec.json.decode(line, type=Finding),))
+            found = msgspec.json.decode(line, type=Finding) if said.type == "finding" else None
         except msgspec.DecodeError as error:
             log.warning("monitor not understood", why=str(error), line=line[:200].decode("utf-8", "replace"))
             return
         if said.type == "round":
             self._rounds += 1
             self._silent_s = 0.0
-        elif said.type == "probed" and (answer := self._probes.get(said.id)) and not answer.done():
-            answer.set_result((said.ok, said.findings))
+        elif found and said.cleared:
+            self._novelty.cleared(found)
+        elif found:
+            self._tell_news((found,))
+        elif said.type == "probed" and (probe := self._probes.get(said.id)) and not probe.answer.done():
+            probe.answer.set_result((said.ok, said.findings))
+        elif said.type == "error":
+            log.warning("monitor cannot", why=said.error)
 
     def _note_death(self, how: str) -> None:
         now_ns = time.monotonic_ns()

@@ -74,5 +74,7 @@ def _command(text: str | None) -> tuple[str, ...]:
 
 def _monitor_command(node_dir: Path, profile: str) -> tuple[str, ...]:
     telemetry = ("--telemetry", "simulated", "--profile", profile) if profile else ("--telemetry", "nvml")
-    state = ("--state", str(node_dir / "monitor-state.json"), "--interval", "1.0")
-    return (sys.executable, "-m", "healthcheck.monitor", *telemetry, *state)
+    # It must say that NVML hangs before the supervisor finds it silent and ends it.
+    limits = ("--interval", "1.0", "--deadline", "3.0")
+    state = ("--state", str(node_dir / "monitor-state.json"))
+    return (sys.executable, "-m", "healthcheck.monitor", *telemetry, *state, *limits)

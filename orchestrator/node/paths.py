@@ -60,9 +60,13 @@ def _socket(sockets: Path, node: str, kind: str) -> Path:
 
 def run_dir(node_dir: Path, run: str) -> Path:
     """The node's folder of a run. PathError for a name that is no run's, so that none leads elsewhere."""
+    check_run_name(run)
+    return node_dir / "runs" / run
+
+
+def check_run_name(run: str) -> None:
     if not _RUN_NAME.fullmatch(run):
         raise PathError(f"{run!r} is no name of a run: letters, digits, '.', '_' and '-', at most 128")
-    return node_dir / "runs" / run
 
 
 def rank_log(node_dir: Path, run: str, attempt: int, rank: int) -> Path:

@@ -127,5 +127,7 @@ class Stores:
         if store.dropped:
             return
         del self._stores[store.run]
-        lost = StoreLost(run=store.run, attempt=store.attempt, node=self._node, detail=f"the store was {how}")
+        lost = StoreLost(
+            run=store.run, attempt=store.attempt, node=self._node, detail=f"the store's process ended: {how}"
+        )
         self._report(lost, store.process.ended_ns)

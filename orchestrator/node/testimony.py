@@ -18,12 +18,13 @@ from orchestrator.recovery.events import (
 def event_of(
     worker: Worker, node: str, said: protocol.Fault | protocol.Checkpoint | protocol.CheckpointRejected
 ) -> WorkerFault | CheckpointCommitted | CheckpointRejected:
-    """Of the attempt that the trainer names: the core tells old news from new."""
+    """Of the attempt that the trainer names, since the core tells old news from new; before its first, the one to come."""
+    attempt = said.attempt or worker.attempt
     match said:
         case protocol.Fault():
             return WorkerFault(
                 run=worker.run,
-                attempt=said.attempt,
+                attempt=attempt,
                 rank=worker.rank,
                 node=node,
                 fault=said.kind,
@@ -31,10 +32,10 @@ def event_of(
             )
         case protocol.Checkpoint():
             return CheckpointCommitted(
-                run=worker.run, attempt=said.attempt, step=said.step, path=said.path, digest=said.digest
+                run=worker.run, attempt=attempt, step=said.step, path=said.path, digest=said.digest
             )
         case protocol.CheckpointRejected():
-            return CheckpointRejected(run=worker.run, attempt=said.attempt, path=said.path, why=said.why)
+            return CheckpointRejected(run=worker.run, attempt=attempt, path=said.path, why=said.why)
 
 
 def left(worker: Worker, node: str, said: protocol.Left) -> WorkerLeft:

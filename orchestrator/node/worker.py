@@ -78,6 +78,11 @@ class Worker:
         elif self.join and attempt < self.joined and not self.left:
             self.send(self.join)
 
+    def catch_up(self, attempt: int) -> None:
+        """It is in a newer attempt than we knew: it joined under the supervisor before this one."""
+        self.joined = max(self.joined, attempt)
+        self.attempt = max(self.attempt, attempt)
+
     def take_phase(self, said: protocol.Phase, now_ns: int) -> None:
         view = self.view
         view.phase, view.said_ns = said.phase, now_ns
@@ -85,8 +90,10 @@ class Worker:
             view.source, view.restored_step, view.detail = said.source, said.step, said.detail
 
     def take_progress(self, said: protocol.Progress, now_ns: int) -> bool:
-        """True for the first step of the attempt."""
+        """True for the first step of the attempt. A step that was said before, over a line that broke, counts once."""
         view = self.view
+        if view.first_step and said.step <= view.step:
+            return False
         first = view.first_step == 0
         if first:
             view.first_step, view.first_step_ns = said.step, now_ns

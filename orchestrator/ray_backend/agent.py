@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import ray
 
-from orchestrator.node import control
+from orchestrator.node.control import ping
 
 START_TIMEOUT_S = 30.0
 
@@ -65,8 +65,8 @@ class NodeAgent:
     def ensure_supervisor(self) -> dict[str, Any]:
         """Returns {"pid", "boot_id", "started"}. Raises RuntimeError with the end of the supervisor's log if it does not come."""
         config = self._config
-        found = control.ping(Path(config.runtime_dir), config.node)
-        if found and found.get("boot_id") == config.boot_id:
+        found = self._found()
+        if found:
             return {**found, "started": False}
         log = Path(config.node_dir) / "supervisor.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -78,11 +78,15 @@ class NodeAgent:
             )  # fmt: skip
         return {**self._await_supervisor(log), "started": True}
 
+    def _found(self) -> dict[str, Any] | None:
+        """What the supervisor of this life of the node says of itself; None when there is none."""
+        answer = ping(Path(self._config.runtime_dir), self._config.node)
+        return answer if answer and answer.get("boot_id") == self._config.boot_id else None
+
     def _await_supervisor(self, log: Path) -> dict[str, Any]:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            found = control.ping(Path(self._config.runtime_dir), self._config.node)
-            if found and found.get("boot_id") == self._config.boot_id:
+            if found := self._found():
                 return found
             time.sleep(0.05)
         tail = log.read_bytes()[-2000:].decode(errors="replace")

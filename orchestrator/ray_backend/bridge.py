@@ -199,7 +199,8 @@ def training_nodes(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
+    cause = getattr(error, "cause", None)  # of an error that an actor raised: its own words, without Ray's frame
+    text = str(cause or error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 
 

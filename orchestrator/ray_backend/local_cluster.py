@@ -29,17 +29,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, required=True, help="simulated nodes, spares included")
     parser.add_argument("--gpus", type=int, default=8)
     args = parser.parse_args(argv)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     environment.create_token(args.state)
     os.environ.update(environment.embedded(args.state))
+    stop = threading.Event()
     cluster = start(args.ray_dir, args.nodes, args.gpus)
+    # After the start: each of Ray's nodes puts a handler of its own there, which drains and takes half a minute.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     try:
         write_atomic(args.state / "cluster.json", json.dumps(describe(cluster), indent=1))
         stop.wait()
     finally:
-        cluster.shutdown()
+        end(cluster)
         (args.state / "cluster.json").unlink(missing_ok=True)
     return 0
 
@@ -60,6 +61,12 @@ def start(ray_dir: Path, nodes: int, gpus: int) -> Any:
     for i in range(nodes):
         cluster.add_node(num_gpus=gpus, labels={environment.NODE_LABEL: f"node-{i + 1}"}, **common)
     return cluster
+
+
+def end(cluster: Any) -> None:
+    """At once: by now the daemon has ended what ran on the nodes, or nobody cares for it."""
+    for node in [*cluster.worker_nodes, cluster.head_node]:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def describe(cluster: Any) -> dict[str, Any]:

@@ -58,11 +58,12 @@ def appear(draft: Draft, event: NodeReady) -> NodeState:
 
 def disappear(draft: Draft, node: NodeState, evidence: str) -> NodeState:
     """It can't be reached. In quarantine that is taken for repair; a probation it can't pass ends."""
+    gone = replace(node, present=False)
     if node.health is NodeHealth.QUARANTINED:
-        node = change(draft, node, NodeHealth.REMEDIATING, node.reason)
-    elif node.health is NodeHealth.PROBATION:
-        node = change(draft, node, NodeHealth.QUARANTINED, f"lost during its probation: {evidence}")
-    return draft.put_node(replace(node, present=False))
+        return change(draft, gone, NodeHealth.REMEDIATING, node.reason)
+    if node.health is NodeHealth.PROBATION:
+        return change(draft, gone, NodeHealth.QUARANTINED, f"lost during its probation: {evidence}")
+    return draft.put_node(gone)
 
 
 def quarantining(draft: Draft, findings: tuple[Finding, ...]) -> Finding | None:

@@ -52,7 +52,9 @@ def daemon(state_dir):
     """A FakeService behind a real server on the Unix socket where the CLI looks for the daemon."""
     service = FakeService()
     path = runtime_dir(state_dir) / "api.sock"
-    server = uvicorn.Server(uvicorn.Config(create_app(service), uds=str(path), log_level="error", lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(service), uds=str(path), log_level="critical", log_config=None, lifespan="off")
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

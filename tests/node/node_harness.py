@@ -19,7 +19,7 @@ from orchestrator.link.auth import create_key
 from orchestrator.link.endpoint import Endpoint, write_endpoint
 from orchestrator.link.hub import Hub
 from orchestrator.link.messages import Hello, Inject, LogChunk, Order, Report, WorkerStatus
-from orchestrator.node import control, paths
+from orchestrator.node import control
 from orchestrator.recovery.commands import AnyCommand, JoinGang, LeaveGang, StartStore, StopWorkers
 from orchestrator.recovery.events import AnyEvent
 
@@ -141,7 +141,7 @@ class Node:
         return daemon
 
     def ping(self) -> dict | None:
-        return control.ping(paths.control_socket(self.sockets, "n0"))
+        return control.ping(self.sockets, "n0")
 
     def leftovers(self) -> list[psutil.Process]:
         """Processes that carry this test's mark in their command line, the supervisor included."""

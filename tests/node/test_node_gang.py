@@ -248,24 +248,24 @@ def test_orders_of_an_old_attempt_are_passed_over(on_node) -> None:
     on_node(body)
 
 
-@pytest.mark.parametrize(
-    ("command", "launch", "says"),
-    [
+def test_orders_that_cannot_be_carried_out_are_answered_with_the_reason(on_node) -> None:
+    refused = [
         (join(), None, "without a workload"),
         (join(), {"argv": ["fail"], "run_dir": "/tmp"}, "no such workload"),
         (join(), {"run_dir": "/tmp"}, "either argv or command"),
         (join(), {"argv": "train"}, "malformed"),
         (join(), {"command": ["./there-is-none"], "run_dir": "/no/such/folder"}, "/no/such/folder"),
         (join(run="../../etc"), TRAIN, "no name of a run"),
-    ],
-)
-def test_an_order_that_cannot_be_carried_out_is_answered_with_the_reason(on_node, command, launch, says: str) -> None:
+    ]
+
     async def body(node: Node) -> None:
         daemon = await node.started()
-        daemon.order(command, launch)
-        failed = await daemon.event(CommandFailed)
-        assert (failed.command, failed.run, failed.attempt) == ("join_gang", command.run, 1)
-        assert says in failed.error
+        for count, (command, launch, says) in enumerate(refused, start=1):
+            daemon.order(command, launch)
+            failed = await daemon.event(CommandFailed, count)
+            assert (failed.command, failed.run, failed.attempt) == ("join_gang", command.run, 1)
+            assert says in failed.error
+        assert node.ping()["workers"] == 0
 
     on_node(body)
 

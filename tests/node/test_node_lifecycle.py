@@ -304,6 +304,21 @@ def test_who_claims_a_rank_that_another_holds_is_killed(on_node) -> None:
     on_node(body)
 
 
+def test_the_supervisor_of_the_nodes_next_life_waits_for_the_one_before_to_end(on_node) -> None:
+    async def body(node: Node) -> None:
+        daemon = await node.started()
+        daemon.order(join(), workload("--deaf"))
+        await daemon.stepping(1)
+        node.start("--boot-id", "boot-2")
+        node.processes[0].terminate()
+        await until(lambda: len(daemon.hellos) == 2)
+        assert daemon.hellos[1].boot_id == "boot-2"
+        assert daemon.hellos[1].workers == ()
+        assert await asyncio.to_thread(node.processes[0].wait, 20) == 0
+
+    on_node(body)
+
+
 # --- ends
 
 
@@ -326,7 +341,7 @@ def test_shutdown_ends_everything(on_node) -> None:
 def test_the_control_socket_and_sigterm_end_it_too(on_node) -> None:
     async def body(node: Node) -> None:
         await node.started()
-        assert control.shut_down(paths.control_socket(node.sockets, "n0"))
+        assert control.shut_down(node.sockets, "n0")
         assert await asyncio.to_thread(node.processes[0].wait, 20) == 0
         node.start()
         await until(node.ping)

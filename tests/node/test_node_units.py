@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from node_harness import join
 
 from orchestrator.link.messages import ReadLog, WorkerStatus
-from orchestrator.node import paths, protocol
+from orchestrator.node import paths, protocol, testimony
 from orchestrator.node.board import StatusBoard
 from orchestrator.node.environment import trainer_environment
 from orchestrator.node.fence import Fence, FenceError
@@ -164,6 +164,20 @@ def test_a_status_counts_stalls_and_knows_no_infinities() -> None:
         0,
         0.0,
     )
+
+
+def test_a_fault_before_the_first_join_belongs_to_the_attempt_to_come() -> None:
+    worker = Worker("r", 0, 4, speaks=True, log_path=None)
+    event = testimony.event_of(worker, "n0", protocol.Fault(attempt=0, kind="config", detail="d"))
+    assert (event.attempt, event.fault, event.rank) == (4, "config", 0)
+    assert testimony.event_of(worker, "n0", protocol.Fault(attempt=3, kind="peer")).attempt == 3
+
+
+def test_a_step_that_is_said_again_counts_once() -> None:
+    worker = Worker("r", 0, 1, speaks=True, log_path=None)
+    said = protocol.Progress(attempt=1, step=5, data_ms=1.5)
+    assert [worker.take_progress(said, 1), worker.take_progress(said, 2)] == [True, False]
+    assert worker.status(3).data_ms_total == 1.5
 
 
 # --- statuses on their way

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -167,6 +168,12 @@ def read_lines(line: socket.socket, count: int) -> list[dict]:
         return [json.loads(lines.readline()) for _ in range(count)]
 
 
+def wait_for_ever(code: int) -> NoReturn:
+    """Ends no process, as it stands in the test's own."""
+    while True:
+        threading.Event().wait()
+
+
 def test_the_client_greets_again_and_repeats_what_stands(listener: socket.socket) -> None:
     heard: list[dict] = []
     come = threading.Event()
@@ -175,7 +182,7 @@ def test_the_client_greets_again_and_repeats_what_stands(listener: socket.socket
         heard.append(message)
         come.set()
 
-    client = WorkerClient(listener.getsockname(), lambda: {"type": "hello"}, hear)
+    client = WorkerClient(listener.getsockname(), lambda: {"type": "hello"}, hear, patience_s=0.1, end=wait_for_ever)
     client.start()
     first, _ = listener.accept()
     for message in ({"type": "phase", "n": 1}, {"type": "progress", "n": 2}, {"type": "left", "n": 3}):
@@ -195,20 +202,18 @@ def test_the_client_greets_again_and_repeats_what_stands(listener: socket.socket
     assert client.flush(30)
 
 
-ORPHAN = """
-import threading
-from trainer.protocol import client
-client.PATIENCE_S = 0.2
-client.WorkerClient({path!r}, dict, print).start()
-threading.Event().wait()
-"""
+def test_without_a_supervisor_it_ends_the_process(tmp_path: Path) -> None:
+    codes: list[int] = []
+    ended = threading.Event()
 
+    def end(code: int) -> NoReturn:
+        codes.append(code)
+        ended.set()
+        wait_for_ever(code)
 
-def test_without_a_supervisor_the_process_ends_itself(tmp_path: Path) -> None:
-    code = ORPHAN.format(path=str(tmp_path / "nobody"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == NO_SUPERVISOR_EXIT
-    assert "no supervisor" in done.stderr
+    WorkerClient(str(tmp_path / "nobody"), dict, print, patience_s=0.1, end=end).start()
+    assert ended.wait(30)
+    assert codes == [NO_SUPERVISOR_EXIT]
 
 
 def test_the_client_needs_only_the_standard_library() -> None:

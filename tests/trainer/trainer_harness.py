@@ -56,6 +56,11 @@ class Standby:
         assert answer["type"] == "forked", answer
         return answer["pid"]
 
+    def run(self, argv: list[str], env: dict[str, str], log_path: Path) -> int:
+        """Exit code of a forked command line."""
+        _, status = os.waitpid(self.fork(argv, env, log_path), 0)
+        return os.waitstatus_to_exitcode(status)
+
     def close(self) -> int:
         self._answers.close()
         self._line.close()
@@ -133,11 +138,12 @@ class Supervisor:
             "log_path": str(self.folder / f"rank-{rank}.log"),
         }
 
-    def leave(self, ranks: list[int]) -> list[dict]:
-        """Order these ranks out of the attempt; what they said on leaving."""
+    def leave(self, ranks: list[int], meanwhile: Callable[[], object] = lambda: None) -> list[dict]:
+        """Order these ranks out of the attempt; what they said on leaving. `meanwhile` runs once they are told."""
         heard = len(self.said)
         for rank in ranks:
             self.worker(rank).send({"type": "leave", "attempt": self.attempt, "why": "test"})
+        meanwhile()
         return [self.wait_left(rank, heard) for rank in ranks]
 
     def wait_left(self, rank: int, heard: int) -> dict:

@@ -1,4 +1,4 @@
-"""The process groups of one attempt: formed and connected at the join, cut from any thread, torn down without waiting."""
+"""The process groups of one attempt: connected at the join, cut from any thread, torn down without waiting."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Gang:
         return self._aborted.is_set()
 
     def form(self) -> None:
-        """Wait for all ranks, make the groups, connect every pair that will talk, and note the sockets that gloo opened.
+        """Wait for all ranks, make the groups, connect every pair that will talk, and note the sockets gloo opened.
 
         Raises GangAbortedError when told to leave meanwhile, RuntimeError when a rank went away.
         """
@@ -112,7 +112,10 @@ class Gang:
         self._closed.set()
 
     def all_gather(self, values: torch.Tensor) -> tuple[torch.Tensor, dist.Work]:
-        """Begin to gather int64 (k,) of every rank: (int64 (world, k) in rank order, the work to wait for). Host memory."""
+        """Begin to gather int64 (k,) of every rank: int64 (world, k) in rank order, and the work to wait for.
+
+        In host memory.
+        """
         gathered = torch.empty((self.layout.world, values.numel()), dtype=torch.int64)
         return gathered, dist.all_gather(list(gathered.unbind()), values, async_op=True)
 

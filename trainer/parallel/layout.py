@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """HSDP on a mesh (replicas, shards): rank = replica * shards + shard. Ranks with one shard number hold equal state."""
+    """HSDP on a mesh (replicas, shards): rank = replica * shards + shard. Ranks of one shard number hold equal state."""
 
     rank: int
     replicas: int

@@ -1,8 +1,8 @@
 """Finds the internet sockets of this process and shuts chosen ones down (Linux).
 
-Neither gloo's abort() nor its shutdown() frees a rank that waits for a living peer; only a lost connection does. Shutting
-down gloo's own connected sockets from another thread does it at once. Its listening socket must be left alone: an error of
-accept ends the process.
+Neither gloo's abort() nor its shutdown() frees a rank that waits for a living peer; only a lost connection does.
+Shutting down gloo's own connected sockets from another thread does it at once. Its listening socket must be left alone:
+an error of accept ends the process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Speaks the worker protocol (docs/worker-protocol.md): JSON lines over a Unix socket, from a side thread.
 
-The using threads never wait for the supervisor: what they say is queued, and sent when the line takes it. After a break the
-thread connects again, greets, and repeats what still stands; a supervisor may so hear the same twice.
+The using threads never wait for the supervisor: what they say is queued, and sent when the line takes it. After a break
+the thread connects again, greets, and repeats what still stands; a supervisor may so hear the same twice.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NoReturn
 
 NO_SUPERVISOR_EXIT = 75  # EX_TEMPFAIL
 PATIENCE_S = 3.0  # without a supervisor, before the process ends itself
@@ -28,12 +29,22 @@ Message = dict[str, object]
 
 
 class WorkerClient:
-    """`greeting` makes the first line of each connection; `on_message` gets each line from the supervisor, in the thread.
+    """`greeting` makes the first line of each connection; `on_message` gets each line that comes, in the thread.
 
-    The thread ends the process with exit code 75 when it has been without a supervisor for PATIENCE_S.
+    After `patience_s` without a supervisor the thread calls `end` with exit code 75; `end` must not return.
     """
 
-    def __init__(self, path: str, greeting: Callable[[], Message], on_message: Callable[[Message], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        greeting: Callable[[], Message],
+        on_message: Callable[[Message], None],
+        *,
+        patience_s: float = PATIENCE_S,
+        end: Callable[[int], NoReturn] = os._exit,
+    ) -> None:
+        self._patience_s = patience_s
+        self._end = end
         self._path = path
         self._greeting = greeting
         self._on_message = on_message
@@ -78,17 +89,18 @@ class WorkerClient:
                 self._converse(line, selector)
 
     def _connect(self) -> socket.socket:
-        give_up_at = time.monotonic() + PATIENCE_S
-        while time.monotonic() < give_up_at:
+        give_up_at = time.monotonic() + self._patience_s
+        while True:
             attempt = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 attempt.connect(self._path)
                 return attempt
             except OSError:
                 attempt.close()
-                time.sleep(_RETRY_S)
-        print("no supervisor, ending", file=sys.stderr, flush=True)
-        os._exit(NO_SUPERVISOR_EXIT)
+            if time.monotonic() >= give_up_at:
+                print("no supervisor, ending", file=sys.stderr, flush=True)
+                self._end(NO_SUPERVISOR_EXIT)
+            time.sleep(_RETRY_S)
 
     def _converse(self, line: socket.socket, selector: selectors.BaseSelector) -> None:
         line.setblocking(False)
@@ -125,7 +137,7 @@ class WorkerClient:
         if self._exit_code is not None:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(self._exit_code)
+            self._end(self._exit_code)
         return unsent
 
     def _read(self, line: socket.socket, received: bytes) -> bytes:

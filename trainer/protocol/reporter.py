@@ -31,8 +31,10 @@ class Reporter:
         data_ms: float,
         checkpoint_ms: float,
     ) -> None:
-        """`tokens` are those trained since the run began; the rest is of this step. JSON has no NaN: a loss or norm that
-        isn't finite is left out."""
+        """`tokens` are those trained since the run began; the rest is of this step.
+
+        JSON has no NaN: a loss or norm that isn't finite is left out.
+        """
         finite = {k: v for k, v in (("loss", loss), ("grad_norm", grad_norm)) if math.isfinite(v)}
         self._say(
             "progress",

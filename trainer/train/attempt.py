@@ -54,12 +54,11 @@ class Attempt:
         self._hooks = hooks
         self._take_save = take_save
         self._prefetcher = Prefetcher(job.dataset)
-        self._metrics = MetricsFile(
-            Path(self._config.run_dir), gang.layout.rank, gang.attempt, self._config.batch_tokens
-        )
+        self._run_dir = Path(self._config.run_dir)
+        self._metrics = MetricsFile(self._run_dir, gang.layout.rank, gang.attempt, self._config.batch_tokens)
 
     def run(self, restore: str) -> None:
-        """Return when all steps are done and saved. Whatever is raised, the memory holds what the next attempt needs."""
+        """Return when all steps are done and saved. After any error the memory holds what the next attempt needs."""
         try:
             self._reporter.phase("init")
             self._gang.form()
@@ -137,7 +136,7 @@ class Attempt:
         self._reporter.phase("checkpoint")
         saver.finish(self._memory.step)
         self._gang.gather([self._memory.step])
-        write_final(Path(self._config.run_dir), self._gang.layout.rank, self._memory.state)
+        write_final(self._run_dir, self._gang.layout.rank, self._memory.state)
 
     def _runner(self, model: ShardedModel) -> StepRunner:
         return StepRunner(self._config, self._gang, model, self._memory, self._hooks)

@@ -69,7 +69,7 @@ class Saver:
                 print(f"no checkpoint of step {outcome.step}: {outcome.why}", flush=True)
 
     def finish(self, step: int) -> None:
-        """Wait until the last save is over. Raises CheckpointError when that of `step` failed: the run must not end so."""
+        """Wait until the last save is over. Raises CheckpointError when that of `step` failed: no run may end so."""
         while self._writer is not None and not self._writer.wait(_WAIT_S):
             self._gang.check()
         self.report()

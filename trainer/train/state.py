@@ -16,7 +16,7 @@ SLOTS = ("weights", "exp_avg", "exp_avg_sq")
 class TrainState:
     """This rank's shards after `step` steps, by parameter name; float32. The data position is `step`.
 
-    `updates` counts the steps that changed the weights, `skipped` those that were not finite: updates + skipped == step.
+    `updates` counts the steps that changed the weights, `skipped` those not finite: updates + skipped == step.
     """
 
     step: int

@@ -39,8 +39,8 @@ class StepRunner:
     def run(self, batch: Batch, wants_save: bool) -> Verdict:
         """The step after the memory's, tried again while its verdict says so.
 
-        Raises DivergenceError, PeerFaultError, or what a collective or the computation raised; the memory then holds what
-        the next attempt needs.
+        Raises DivergenceError, PeerFaultError, or what a collective or the computation raised; the memory then holds
+        what the next attempt needs.
         """
         step, tries = self._memory.step + 1, 1
         while True:

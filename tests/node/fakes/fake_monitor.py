@@ -29,6 +29,8 @@ def obey(message: dict, wrong: list[dict], options: argparse.Namespace) -> None:
     elif message["type"] == "probe" and not options.no_probe:
         say(type="probed", id=message["id"], ok=not wrong, findings=wrong)
     elif message["type"] in ("reset", "reboot"):
+        for found in wrong:
+            say(type="finding", cleared=True, **found)
         wrong.clear()
 
 

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 
-ALONE_S = 3.0
+ALONE_S = 2.0
 
 
 def main(argv: list[str]) -> int:
