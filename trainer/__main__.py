@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 invalid configuration, 4 no such file (che
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 import traceback
@@ -47,6 +48,7 @@ def _train(argv: list[str], hooks: Hooks) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer train", description="Train a model.")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML configuration")
     path = parser.parse_args(argv).config
+    faulthandler.enable()  # a crash in C++ leaves the Python stack of each thread in the log
     from trainer import config
     from trainer.checkpoint.errors import CheckpointError
     from trainer.config_parse import ConfigError

@@ -111,11 +111,6 @@ def on_preflight(draft: Draft, event: NodeProbed) -> None:
     replace_missing(draft, run)
 
 
-def leave_out(draft: Draft, run: RunState, node: str) -> RunState:
-    """A node drops out while the run is being checked."""
-    return replace_missing(draft, run_machine.vacate(draft, run, node))
-
-
 def silent(draft: Draft, run: RunState) -> None:
     """The preflight's deadline: nodes that did not answer are suspect and replaced."""
     for name in sorted(run.probing):

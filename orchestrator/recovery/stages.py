@@ -33,8 +33,6 @@ def place(draft: Draft, run: RunState) -> RunState:
     stayed = [name for name in run.placement if name]
     if placement.missing(run) > len(draft.free):
         return wait_for_nodes(draft, run)
-    if run.run in draft.queue:
-        run_machine.dequeue(draft, run.run)
     run = take_nodes(draft, run)
     new = [name for name in run.placement if name not in stayed]
     if new:

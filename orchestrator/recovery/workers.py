@@ -51,10 +51,8 @@ def on_exited(draft: Draft, run: RunState, event: WorkerExited) -> None:
         before_join(draft, run, event)
     elif run.stage is RecoveryPhase.ISOLATE:
         while_leaving(draft, run, event)
-    elif failure.active(run):
-        failure.fail(draft, run, exited(event), event, dead=(event.rank,))
     else:
-        draft.say(f"Run {run.run} is {run.phase}: that {who} ended changes nothing.")
+        failure.fail(draft, run, exited(event), event, dead=(event.rank,))
 
 
 def exited(event: WorkerExited) -> Trouble:
@@ -164,14 +162,13 @@ def on_store_lost(draft: Draft, run: RunState, event: StoreLost) -> None:
 def on_command_failed(draft: Draft, run: RunState, event: CommandFailed) -> None:
     """Only a store or a join that could not be had matters: leaving and ending have deadlines of their own."""
     sentence = f"{event.node} could not carry out {event.command}: {event.error}"
-    awaited = {RecoveryPhase.PLACE: "start_store", RecoveryPhase.FORM: "join_gang"}.get(
-        run.stage or RecoveryPhase.DETECT
-    )
-    if (
-        event.command != awaited
-        or event.node not in run.placement
-        or not (run.store and (event.command != "start_store" or run.store[0] == event.node))
-    ):
+    trouble = Trouble(cause="command_failed", node=event.node, sentence=sentence)
+    store_node = run.store[0] if run.store is not None and run.stage is RecoveryPhase.PLACE else ""
+    if event.command == "start_store" and event.node == store_node:
+        failure.fail(draft, run, trouble, event)
+    elif event.command == "join_gang" and run.stage is RecoveryPhase.FORM and event.node in run.placement:
+        # Who was not started can't answer, so nobody on that node is awaited.
+        ranks = placement.ranks_of(run, event.node)
+        failure.fail(draft, run, trouble, event, dead=ranks, stop=(event.node,))
+    else:
         draft.say(f"Run {run.run}: {sentence}; nothing waits for it.")
-        return
-    failure.fail(draft, run, Trouble(cause="command_failed", node=event.node, sentence=sentence), event)
