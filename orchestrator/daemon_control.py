@@ -24,6 +24,7 @@ CLUSTER_START_S = 120.0
 DAEMON_START_S = 120.0
 NODES_READY_S = 120.0
 DOWN_S = 30.0
+FIRST_NODE_S = 30.0
 
 Say = Callable[[str], None]
 
@@ -63,7 +64,21 @@ def up(
             else f"{ready} ready"
         )
     else:
-        say(f"joined the Ray cluster at {address}; `holdfast node list` shows its nodes as they come")
+        _say_joined(state_dir, address, say)
+
+
+def _say_joined(state_dir: Path, address: str, say: Say) -> None:
+    """Name the nodes that came within a while; the others come in their own time."""
+    client = _client(state_dir)
+    _wait(lambda: bool(client.get("/v1/nodes")["nodes"]), FIRST_NODE_S)
+    nodes = client.get("/v1/nodes")["nodes"]
+    names = ", ".join(f"{n['node']} ({n['gpus']} GPUs)" for n in nodes) or "no node has answered yet"
+    say(f"joined the Ray cluster at {address}: {names}; `holdfast node list` shows nodes as they come")
+    without = [n["node"] for n in nodes if not n["gpus"]]
+    if without:
+        say(
+            f"no GPU in Ray's books on {', '.join(without)}: trainers run on the CPU there, and no GPU's health is checked"
+        )
 
 
 def start_daemon(state_dir: Path) -> int:

@@ -103,7 +103,9 @@ def _fork_again(request: dict, main: Main, pid_in: int) -> NoReturn:
 def _isolate(request: dict) -> None:
     os.setsid()
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
+        # As in any Python: writing to a connection that is cut must be an error, not the end of the process.
+        ignored = number in (signal.SIGPIPE, signal.SIGXFSZ)
+        signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.chdir(request["cwd"])
     null = os.open(os.devnull, os.O_RDONLY)

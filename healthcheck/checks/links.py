@@ -16,10 +16,20 @@ _FABRIC_WORDS = {
 }
 
 
+_ALONE = Skipped("no NVLink is in use and no profile asks for any")
+
+
+def _stands_alone(now: GpuSnapshot, spec: NodeSpec) -> bool:
+    """A GPU that a virtual machine was given alone: its links are down, or not shown, and its fabric never starts."""
+    return not spec.nvlinks and (isinstance(now.links, Skipped) or not any(now.links))
+
+
 def nvlink(now: GpuSnapshot, _before: GpuSnapshot | None, spec: NodeSpec) -> Outcome:
     links = now.links
     if isinstance(links, Skipped):
         return links
+    if _stands_alone(now, spec):
+        return _ALONE
     down = [index for index, up in enumerate(links) if not up]
     missing = max(0, spec.nvlinks - len(links))
     if not down and not missing:
@@ -36,6 +46,8 @@ def fabric(now: GpuSnapshot, before: GpuSnapshot | None, spec: NodeSpec) -> Outc
         return state
     if state == FabricState.NOT_SUPPORTED:
         return Skipped("the GPU is in no fabric")
+    if _stands_alone(now, spec):
+        return _ALONE
     if state != FabricState.COMPLETED:
         return [_not_joined(now, before, spec)]
     if isinstance(status, int) and status != 0:

@@ -86,7 +86,9 @@ class Daemon:
         self.service = DaemonService(self.state_dir, cluster, reader, lambda: self.controller.state, self._shut_down)
         listeners = (cluster.decided, self.service.decided, log_decision)
         self.controller = Controller(cluster, journal, state, self.policy, listeners=listeners)
-        self.watcher = Watcher(cluster, lambda: self.controller.state, self._ack, self.service.log_chunk)
+        self.watcher = Watcher(
+            cluster, lambda: self.controller.state, self._ack, self.service.log_chunk, self._stand_down
+        )
         self.hub = self._hub(self._last_port())
         self.service.hub, self.service.watcher = self.hub, self.watcher
         self.bridge = self._bridge(state.epoch)
@@ -149,7 +151,7 @@ class Daemon:
             "bind_host": "127.0.0.1" if settings.embedded else settings.listen_host,
             "allow_injection": bool(settings.simulated),
         }  # fmt: skip
-        env = environment.embedded(self.state_dir) if settings.embedded else {}
+        env = environment.embedded(self.state_dir) if settings.embedded else environment.joined(settings.address)
         return Bridge(config, env, self.state_dir / "bridge.log", self.watcher.ray_nodes)
 
     def _send(self, commands: tuple[Command, ...]) -> None:
@@ -209,6 +211,11 @@ class Daemon:
         return path.read_text()
 
     # --- the end
+
+    def _stand_down(self, why: str) -> None:
+        """Another daemon took over: end at once, and leave everything to it."""
+        self._failed = f"another daemon commands this cluster: {why}"
+        self._stopping.set()
 
     def _shut_down(self) -> None:
         self._down = True

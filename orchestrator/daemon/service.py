@@ -129,10 +129,10 @@ class DaemonService:
 
     async def read_log(self, run: str, rank: int, attempt: int, offset: int) -> LogText:
         known = self._state().runs[run]
-        index = rank // known.plan.ranks_per_node
-        if index >= len(known.placement):
-            raise UnavailableError(f"The run '{run}' has no place yet, so rank {rank} has no log.")
-        node = known.placement[index]
+        places = known.placement or known.ran_on
+        node = places[rank // known.plan.ranks_per_node] if places else ""
+        if not node:
+            raise UnavailableError(f"Rank {rank} of the run '{run}' has no node now, so its log can't be read.")
         request = next(self._request_ids)
         future = self._log_requests[request] = self._loop.create_future()
         try:

@@ -34,7 +34,10 @@ def target_of(run: RunState) -> GangTarget:
 
 
 class Watcher:
-    """A HubSink. `ack(node, cursor)` tells a supervisor that its report is durable; safe to call from any thread."""
+    """A HubSink. `ack(node, cursor)` tells a supervisor that its report is durable; safe to call from any thread.
+
+    `superseded(why)` is called when a node obeys a newer daemon: this one must not command any more.
+    """
 
     def __init__(
         self,
@@ -42,11 +45,13 @@ class Watcher:
         state: Callable[[], State],
         ack: Callable[[str, int], None],
         on_log: Callable[[str, LogChunk], None],
+        superseded: Callable[[str], None],
     ) -> None:
         self._cluster = cluster
         self._state = state
         self._ack = ack
         self._on_log = on_log
+        self._superseded = superseded
         self._folds: dict[str, GangFold] = {}
         self._hangs: dict[str, HangDetector] = {}
         self._said_hung: set[tuple[str, int]] = set()
@@ -55,11 +60,15 @@ class Watcher:
     # --- what supervisors say
 
     def node_connected(self, hello: Hello) -> None:
+        if hello.epoch > self._state().epoch:
+            self._superseded(f"{hello.node} obeys epoch {hello.epoch}; this daemon has {self._state().epoch}")
+            return
         self._loss.connected(hello.node, self._cluster.now_ns())
         workers = tuple((w.run, w.attempt, w.rank) for w in hello.workers if w.phase != "done")
         log.info("node_connected", node=hello.node, boot_id=hello.boot_id, workers=len(workers))
-        ready = NodeReady(node=hello.node, gpus=hello.gpus, boot_id=hello.boot_id, workers=workers)
-        self._cluster.put(ready)
+        self._cluster.put(
+            NodeReady(node=hello.node, gpus=hello.gpus, boot_id=hello.boot_id, workers=workers, stores=hello.stores)
+        )
         self.statuses(hello.node, hello.workers)
 
     def node_disconnected(self, node: str, why: str) -> None:
@@ -143,8 +152,8 @@ class Watcher:
 
     def _check_hang(self, run: RunState, now_ns: int) -> None:
         detector = self._hangs.setdefault(run.run, HangDetector())
-        if run.phase != RunPhase.RUNNING:
-            return  # the stages of a recovery have deadlines of their own
+        if run.phase != RunPhase.RUNNING or not run.plan.speaks_protocol:
+            return  # a recovery has deadlines of its own; a plain command says nothing of its steps
         detector.observe(run.attempt, self._folds[run.run].completed_step(target_of(run)), now_ns)
         evidence = detector.verdict(now_ns)
         if evidence and (run.run, run.attempt) not in self._said_hung:

@@ -45,6 +45,10 @@ class Stores:
         self._tasks = tasks
         self._stores: dict[str, _Store] = {}
 
+    def living(self) -> tuple[tuple[str, int], ...]:
+        """(run, attempt) of each store that is wanted."""
+        return tuple((s.run, s.attempt) for s in self._stores.values() if not s.dropped)
+
     def start(self, command: StartStore, workload: Workload) -> None:
         """Answers again when the attempt's store listens already; one of an older attempt is ended."""
         store = self._stores.get(command.run)

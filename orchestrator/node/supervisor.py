@@ -204,6 +204,7 @@ class Supervisor:
             host=self._options.bind_host,
             epoch=self._fence.epoch,
             workers=self._crew.statuses(),
+            stores=self._stores.living(),
             simulated=self._options.simulated,
             life=self._life,
         )

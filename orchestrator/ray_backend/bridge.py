@@ -80,8 +80,7 @@ def connect(address: str) -> None:
 
 def refusal(address: str) -> str | None:
     """Why this cluster may not be used: it listens beyond loopback and lets anyone in. None when it may."""
-    host = address.rpartition(":")[0]
-    if host in ("127.0.0.1", "localhost", "[::1]", "::1"):
+    if environment.is_loopback(address):
         return None
     probe = (
         "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1]).internal_kv_get(b'probe', None)"

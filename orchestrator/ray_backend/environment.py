@@ -24,6 +24,16 @@ def create_token(state_dir: Path) -> Path:
     return path
 
 
+def is_loopback(address: str) -> bool:
+    return address.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]", "::1")
+
+
+def joined(address: str) -> dict[str, str]:
+    """Environment of the bridge that joins a cluster of somebody else's; its token is Ray's own business (RAY_AUTH_*)."""
+    # Ray rewrites 127.0.0.1 in an address to the machine's outer one, where a cluster on loopback does not listen.
+    return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if is_loopback(address) else {}
+
+
 def embedded(state_dir: Path) -> dict[str, str]:
     """Environment of an embedded cluster's raylets and of the bridge that joins it.
 

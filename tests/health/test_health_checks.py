@@ -199,6 +199,14 @@ def test_nvlinks_down_or_missing(gpu):
     assert links.nvlink(few, None, AUTO) == []
 
 
+@pytest.mark.parametrize("shown", [(False,) * 18, NOT_GIVEN])
+def test_a_gpu_given_alone_to_a_virtual_machine_has_no_link_to_lose(gpu, shown):
+    alone = replace(gpu, links=shown, fabric=replace(gpu.fabric, state=1))
+    assert isinstance(links.nvlink(alone, None, AUTO), Skipped)
+    assert isinstance(links.fabric(alone, None, AUTO), Skipped)
+    assert causes(links.fabric(alone, None, HGX_B200)) == ["fabric_not_ready"]
+
+
 def test_the_fabric(gpu):
     def outcome(before=None, now=gpu, **changes):
         return links.fabric(replace(now, fabric=replace(now.fabric, **changes)), before, HGX_B200)

@@ -20,6 +20,7 @@ def main(argv):
         "argv": argv, "env": dict(os.environ), "fds": sorted(os.listdir("/proc/self/fd"), key=int), "cwd": os.getcwd(),
         "session": os.getsid(0) == os.getpid(), "parent": os.getppid(), "stdin": sys.stdin.read(),
         "sigint": signal.getsignal(signal.SIGINT) == signal.SIG_DFL,
+        "sigpipe": signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN,
     }))
     return int(argv[0])
 
@@ -84,6 +85,7 @@ def test_a_fork_is_a_process_of_its_own(standby_line: Line, tmp_path: Path) -> N
     assert found["session"]
     assert found["stdin"] == ""
     assert found["sigint"]
+    assert found["sigpipe"]
 
 
 @pytest.mark.usefixtures("standby")
