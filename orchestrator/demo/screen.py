@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-PHASES = ("detect", "decide", "isolate", "place", "form", "restore", "first_step")
+PHASES = {  # heads of columns: the table must fit 120 characters
+    "detect": "detect", "decide": "decide", "isolate": "isolate", "place": "place", "form": "form",
+    "restore": "restore", "first_step": "1st step",
+}  # fmt: skip
 LINE_EVERY_STEPS = 25  # where there is no terminal to redraw
 
 
@@ -54,15 +58,16 @@ class Screen:
             yield show
 
     def incidents(self, incidents: list[dict[str, Any]]) -> None:
-        table = Table(title="Incidents, seconds by phase", title_justify="left")
+        self.say("Incidents, seconds by phase; recovery: from the fault to the next step of all ranks; lost: in steps")
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in ("incident", "cause", "node", "rung"):
-            table.add_column(column)
-        for column in (*PHASES, "recovery", "steps lost"):
-            table.add_column(column, justify="right")
+            table.add_column(column, no_wrap=True)
+        for column in (*PHASES.values(), "recovery", "lost"):
+            table.add_column(column, justify="right", no_wrap=True)
         for incident in incidents:
             phases = [f"{incident['phases_s'].get(phase, 0.0):.3f}" for phase in PHASES]
             table.add_row(
-                incident["id"], incident["cause"], incident["node"], incident["rung"], *phases,
+                incident["id"], incident["cause"], incident["node"], incident["rung"].replace("_", " "), *phases,
                 f"[bold]{incident['recovery_s']:.3f}", str(incident["steps_lost"]),
             )  # fmt: skip
         self.console.print(table)
@@ -70,7 +75,7 @@ class Screen:
             self.say(f"  {incident['id']}: {incident['reason']}")
 
     def summary(self, summary: dict[str, Any]) -> None:
-        table = Table(title="The run", title_justify="left", show_header=False)
+        table = Table(box=SIMPLE_HEAD, show_header=False, padding=(0, 1, 0, 0))
         table.add_column()
         table.add_column()
         recovery = summary["recovery_s"]

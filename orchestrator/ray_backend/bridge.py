@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ POLL_S = 0.5
 PING_EVERY_S = 1.0
 PING_TIMEOUT_S = 10.0
 AGENT_RETRY_S = 2.0
+CONNECT_TIMEOUT_S = 5.0
 
 
 class BridgeConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +81,9 @@ def connect(address: str) -> None:
 
 
 def refusal(address: str) -> str | None:
-    """Why this cluster may not be used: it listens beyond loopback and lets anyone in. None when it may."""
+    """Why this cluster can't or may not be used: nothing is there, or it listens beyond loopback and lets anyone in."""
+    if why := _silence(address):
+        return why
     if environment.is_loopback(address):
         return None
     probe = (
@@ -97,6 +101,18 @@ def refusal(address: str) -> str | None:
             f"the Ray cluster at {address} listens beyond this machine and asks for no token. Start it with "
             "RAY_AUTH_MODE=token (see the README, On a real cluster)."
         )
+    return None
+
+
+def _silence(address: str) -> str | None:
+    """Ray itself would try for a minute and a half before it said so."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return f"{address!r} is no address of a Ray head: write HOST:PORT, such as 10.0.0.1:6379"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        return f"nothing answers at {address} ({error}): is Ray's head running there?"
     return None
 
 

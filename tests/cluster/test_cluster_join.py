@@ -77,6 +77,9 @@ def test_joins_a_plain_ray_cluster_and_says_that_it_has_no_gpu(tmp_path: Path, r
         daemon_control.down(state_dir)
 
 
-def test_an_address_where_nothing_listens_is_said_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(daemon_control.ControlError, match=r"can't use the Ray cluster at 127\.0\.0\.1:9"):
-        daemon_control.up(tmp_path / "state", address="127.0.0.1:9", say=lambda _: None)
+@pytest.mark.parametrize(
+    ("address", "said"), [("127.0.0.1:9", "nothing answers at 127.0.0.1:9"), ("auto", "'auto' is no address")]
+)
+def test_a_wrong_address_is_said_in_a_sentence(tmp_path: Path, address: str, said: str) -> None:
+    with pytest.raises(daemon_control.ControlError, match=said):
+        daemon_control.up(tmp_path / "state", address=address, say=lambda _: None)
