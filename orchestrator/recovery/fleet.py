@@ -162,9 +162,21 @@ def on_probed(draft: Draft, event: NodeProbed) -> None:
 
 def on_injected(draft: Draft, event: FaultInjected) -> None:
     node = draft.nodes[event.node]
-    at_ns = event.fault_at_ns or event.observed_at_ns or draft.now
-    draft.put_node(replace(node, injected_at_ns=min(at_ns, draft.now)))
+    at_ns = min(event.fault_at_ns or event.observed_at_ns or draft.now, draft.now)
+    if _already_taken(draft, node, at_ns):
+        draft.say(f"An incident of {node.node} has begun since the test by {event.who}: it stands for it.")
+        return
+    draft.put_node(replace(node, injected_at_ns=at_ns))
     draft.say(f"A test by {event.who} injects {event.fault} into {node.node}: its next incident dates from there.")
+
+
+def _already_taken(draft: Draft, node: NodeState, at_ns: int) -> bool:
+    """The word of the test came after that of its outcome, or twice: the node's next incident would get a wrong begin."""
+    run = draft.runs.get(node.run)
+    if run is None:
+        return False
+    incidents = (*run.incidents[-1:], *((run.incident,) if run.incident else ()))
+    return any(i.node == node.node and i.fault_at_ns >= at_ns for i in incidents)
 
 
 def probe_again(draft: Draft) -> None:
