@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from orchestrator.node import protocol
 from orchestrator.node.logs import last_line
 from orchestrator.node.processes import Exit
@@ -64,9 +66,10 @@ def never_started(worker: Worker, node: str) -> WorkerExited:
 def exited(worker: Worker, node: str, how: Exit) -> WorkerExited:
     """One that does not speak has completed when it ended well of its own accord."""
     completed = worker.completed if worker.speaks else how.code == 0 and not worker.stopping
-    detail = str(how)
-    if not completed and not worker.stopping and worker.log_path and (last := last_line(worker.log_path)):
-        detail += f"; last line of its log: {last}"
+    detail = signal.Signals(how.signal).name if how.signal is not None else ""
+    own_error = how.code is not None and not completed and not worker.stopping  # a killed process says nothing of why
+    if own_error and worker.log_path and (last := last_line(worker.log_path)):
+        detail = f"last line of its log: {last}"
     return WorkerExited(
         run=worker.run,
         attempt=worker.attempt,
