@@ -8,9 +8,11 @@ on all ranks. Replicas of a shard must have voted the same norm, bit for bit: a 
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -75,8 +77,8 @@ def tally(ballots: Sequence[Ballot], layout: Layout) -> Verdict:
     """The verdict of one ballot a rank, in rank order."""
     step, tries = ballots[0].step, ballots[0].tries
     # Each shard counts once: replica 0's ranks are the first.
-    norm = math.sqrt(sum(ballot.squared_norm for ballot in ballots[: layout.shards]))
-    loss = sum(ballot.loss for ballot in ballots) / layout.world
+    norm = math.sqrt(_sum(ballot.squared_norm for ballot in ballots[: layout.shards]))
+    loss = _sum(ballot.loss for ballot in ballots) / layout.world
     save = any(ballot.wants_save for ballot in ballots)
 
     def verdict(outcome: Outcome, why: str = "") -> Verdict:
@@ -104,6 +106,11 @@ def _unequal_replicas(ballots: Sequence[Ballot], layout: Layout) -> str:
                 f"replicas hold different gradients of shard {shard} at step {ballots[0].step}: squared norms {norms}"
             )
     return ""
+
+
+def _sum(values: Iterable[float]) -> float:
+    """In the order given. The built-in sum compensates since Python 3.12: other bits than before."""
+    return functools.reduce(operator.add, values, 0.0)
 
 
 def _bits(value: float) -> int:

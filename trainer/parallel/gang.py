@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +17,12 @@ from trainer.parallel.sockets import SocketId, cut, open_sockets
 
 FORM_TIMEOUT_S = 30.0  # of one connection, once all ranks have arrived
 COLLECTIVE_TIMEOUT_S = 1800.0  # only a last resort: a hang is seen by the supervisor, which says leave
+ABORT_TIMEOUT_S = 4.0  # for the using thread to get out; after that the process can only be ended
 _ARRIVAL_POLL_S = 0.005
 _CUT_INTERVAL_S = 0.02
+_SETTLE_S = 0.2
+# A group's destructor joins its threads. Groups of which a thread is stuck in gloo are kept from it, for good.
+_unending: list[object] = []
 
 
 class GangAbortedError(RuntimeError):
@@ -27,18 +32,29 @@ class GangAbortedError(RuntimeError):
 class Gang:
     """All ranks of one attempt on a mesh (replicate, shard). One thread forms and uses it; any thread may abort it.
 
-    `connect` makes the attempt's store, a client of a server that lives in another process.
+    `connect` makes the attempt's store, a client of a server that lives in another process. `give_up` is called when an
+    abort can't free the using thread in ABORT_TIMEOUT_S.
     """
 
-    def __init__(self, attempt: int, layout: Layout, device: torch.device, connect: Callable[[], dist.Store]) -> None:
+    def __init__(
+        self,
+        attempt: int,
+        layout: Layout,
+        device: torch.device,
+        connect: Callable[[], dist.Store],
+        give_up: Callable[[], object] = lambda: None,
+    ) -> None:
         self.attempt = attempt
         self.layout = layout
         self.device = device
         self.why = ""
         self._connect = connect
+        self._give_up = give_up
         self._before: frozenset[SocketId] | None = None  # sockets held before the gang; None: it isn't being formed yet
         self._gloo: frozenset[SocketId] | None = None  # None until formed
         self._mesh: DeviceMesh | None = None
+        self._groups: tuple[dist.ProcessGroup, ...] = ()
+        self._pending: dist.Work | None = None  # host work that was not seen to end
         self._lock = threading.Lock()
         self._aborted = threading.Event()
         self._closed = threading.Event()
@@ -73,9 +89,10 @@ class Gang:
             timeout=timedelta(seconds=FORM_TIMEOUT_S),
         )
         self._mesh = self._make_mesh()
+        self._groups = tuple({id(g): g for g in (dist.group.WORLD, *self._mesh.get_all_groups())}.values())
         self._touch_groups(torch.device("cpu"))
         self._touch_replica_peers()
-        for group in self._groups():
+        for group in self._groups:
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=COLLECTIVE_TIMEOUT_S), group)
         with self._lock:
             self._gloo = open_sockets() - others
@@ -106,7 +123,9 @@ class Gang:
     def close(self) -> None:
         """Tear the groups down. Never waits for another rank: what is still connected is cut first."""
         self._cut()
-        self._mesh = None
+        if not self._settled():
+            _unending.append((self._groups, self._pending))
+        self._mesh, self._groups = None, ()
         if dist.is_initialized():
             dist.destroy_process_group()
         self._closed.set()
@@ -117,23 +136,43 @@ class Gang:
         In host memory.
         """
         gathered = torch.empty((self.layout.world, values.numel()), dtype=torch.int64)
+        self.check()
         return gathered, dist.all_gather(list(gathered.unbind()), values, async_op=True)
+
+    def wait(self, work: dist.Work) -> None:
+        """Wait for a work in host memory, or until the gang is aborted.
+
+        Not for ever in gloo's own wait: a send of which the peer goes away at the wrong moment is never ended there (seen
+        on torch 2.13), connection cut or not. Raises GangAbortedError, or RuntimeError when a rank went away.
+        """
+        self._pending = work
+        while not work.is_completed():
+            self.check()
+            with contextlib.suppress(RuntimeError):  # out of time, or failed: then the last wait says how
+                work.wait(timedelta(seconds=_CUT_INTERVAL_S))
+        self._pending = None
+        work.wait()
 
     def gather(self, values: list[int]) -> list[list[int]]:
         """The integers of every rank, in rank order."""
         gathered, work = self.all_gather(torch.tensor(values, dtype=torch.int64))
-        work.wait()
+        self.wait(work)
         return gathered.tolist()
 
     def broadcast(self, values: torch.Tensor, source: int) -> torch.Tensor:
         """`values` of rank `source` on all ranks, in place. Host memory."""
-        dist.broadcast(values, src=source)
+        self.check()
+        self.wait(dist.broadcast(values, src=source, async_op=True))
         return values
 
     def send(self, tensor: torch.Tensor, to: int) -> None:
+        """Send to another rank, which receives a tensor of equal size and dtype. Waits until it is sent."""
+        self.check()
         dist.send(tensor.contiguous(), dst=to)
 
     def receive(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
+        """Fill a contiguous tensor with what that rank sends."""
+        self.check()
         dist.recv(tensor, src=source)
         return tensor
 
@@ -150,14 +189,11 @@ class Gang:
         shape = (self.layout.replicas, self.layout.shards)
         return init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
 
-    def _groups(self) -> list[dist.ProcessGroup]:
-        groups = [dist.group.WORLD, *self.mesh.get_all_groups()]
-        return list({id(group): group for group in groups}.values())
-
     def _touch_groups(self, device: torch.device) -> None:
-        for group in self._groups():
+        for group in self._groups:
             self.check()
-            dist.all_reduce(torch.ones(1, device=device), group=group)
+            work = dist.all_reduce(torch.ones(1, device=device), group=group, async_op=True)
+            self.wait(work) if device.type == "cpu" else work.wait()
 
     def _touch_replica_peers(self) -> None:
         for peer in self.layout.holders(self.layout.shard):
@@ -179,11 +215,23 @@ class Gang:
         for action in list(self._on_abort):
             action()
         self._abort_nccl()
+        give_up_at = time.monotonic() + ABORT_TIMEOUT_S
         while not self._closed.wait(_CUT_INTERVAL_S):
             self._cut()
+            if time.monotonic() > give_up_at:
+                self._give_up()
+                return
+
+    def _settled(self) -> bool:
+        """Whether the work that was interrupted has ended, now that its connections are cut."""
+        give_up_at = time.monotonic() + _SETTLE_S
+        while self._pending is not None and not self._pending.is_completed():
+            if time.monotonic() > give_up_at:
+                return False
+            time.sleep(_ARRIVAL_POLL_S)
+        return True
 
     def _abort_nccl(self) -> None:
-        if self.device.type != "cuda" or not dist.is_initialized() or self._mesh is None:
-            return
-        for group in self._groups():
-            group._get_backend(self.device).abort()
+        if self.device.type == "cuda":
+            for group in self._groups:
+                group._get_backend(self.device).abort()

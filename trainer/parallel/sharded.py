@@ -1,4 +1,9 @@
-"""A model wrapped by FSDP2 over a gang's mesh, with its local shards as plain tensors."""
+"""A model wrapped by FSDP2 over a gang's mesh, with its local shards as plain tensors.
+
+On GPUs the mesh is (replicate, shard), HSDP as FSDP2 has it: NCCL's abort frees a rank from its collectives. On the host,
+FSDP2 gets the shard dimension alone, and the gang does the collectives, replication included, so that it can interrupt
+them.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from trainer.parallel.gang import Gang
+from trainer.parallel.host_collectives import use_gang
 
 
 @dataclass(frozen=True)
@@ -26,14 +33,17 @@ class ShardedModel:
     unsharded parameters; the shards stay what they are, and outlive the mesh.
     """
 
-    def __init__(self, build: Callable[[], nn.Module], mesh: DeviceMesh, device: torch.device) -> None:
+    def __init__(self, build: Callable[[], nn.Module], gang: Gang) -> None:
         with torch.device("meta"):
             self.module = build()
-        policy = _precision(device)
-        for block in self.module.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(self.module, mesh=mesh, mp_policy=policy)
-        self.module.to_empty(device=device)
+        on_host = gang.device.type == "cpu"
+        mesh = gang.mesh["shard"] if on_host else gang.mesh
+        policy = _precision(gang.device)
+        for module in (*self.module.blocks, self.module):
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+            if on_host:
+                use_gang(module, gang)
+        self.module.to_empty(device=gang.device)
         self._parameters = dict(self.module.named_parameters())
         self.shards: dict[str, Tensor] = {n: p.detach().to_local() for n, p in self._parameters.items()}
 

@@ -107,7 +107,8 @@ class WorkerClient:
         selector.register(line, selectors.EVENT_READ)
         selector.register(self._wake_in, selectors.EVENT_READ)
         with self._lock:
-            unsent = b"".join([_encode(self._greeting()), *self._standing.values()])
+            said = [text for text in self._standing.values() if text not in self._queue]
+            unsent = b"".join([_encode(self._greeting()), *said])
         received = b""
         try:
             while True:

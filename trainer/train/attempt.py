@@ -33,6 +33,7 @@ class Job:
     build: Callable[[], nn.Module]
     dataset: TokenDataset
     fingerprint: dict
+    saver: Saver
 
 
 class Attempt:
@@ -61,6 +62,7 @@ class Attempt:
         """Return when all steps are done and saved. After any error the memory holds what the next attempt needs."""
         try:
             self._reporter.phase("init")
+            self._job.saver.begin(self._gang, self._reporter)
             self._gang.form()
             self._reporter.phase("restore")
             model, source = self._restore(restore)
@@ -71,7 +73,7 @@ class Attempt:
 
     def _restore(self, restore: str) -> tuple[ShardedModel, dict[str, str]]:
         """The model with its state in place; whence it came, for the phase message."""
-        model = ShardedModel(self._job.build, self._gang.mesh, self._gang.device)
+        model = ShardedModel(self._job.build, self._gang)
         rows = self._gang.gather(Status.of(self._memory, restore).pack())
         plan = plan_restore([Status.unpack(row) for row in rows], self._gang.layout)
         if plan is None:
@@ -99,7 +101,7 @@ class Attempt:
         return {"source": "checkpoint", "detail": str(path)}
 
     def _train(self, model: ShardedModel, source: dict[str, str]) -> None:
-        saver = Saver(self._config, self._gang, self._job.fingerprint, self._reporter)
+        saver = self._job.saver
         runner = self._runner(model)
         layout = self._gang.layout
         self._reporter.phase("train", step=self._memory.step, **source)
@@ -108,10 +110,11 @@ class Attempt:
         self._prefetcher.start(self._memory.step, layout.rank, layout.world)
         self._gang.on_abort(self._prefetcher.stop)
         while self._memory.step < self._config.steps:
-            self._step(model, runner, saver)
-        self._finish(saver)
+            self._step(model, runner)
+        self._finish()
 
-    def _step(self, model: ShardedModel, runner: StepRunner, saver: Saver) -> None:
+    def _step(self, model: ShardedModel, runner: StepRunner) -> None:
+        saver = self._job.saver
         begin = time.monotonic()
         batch, data_ms = self._prefetcher.next()
         verdict = runner.run(batch, self._take_save())
@@ -131,10 +134,10 @@ class Attempt:
         )
         self._hooks.at("after_step", verdict.step)
 
-    def _finish(self, saver: Saver) -> None:
+    def _finish(self) -> None:
         """No rank goes before the final checkpoint is committed: until then each may be needed to recover another."""
         self._reporter.phase("checkpoint")
-        saver.finish(self._memory.step)
+        self._job.saver.finish(self._memory.step)
         self._gang.gather([self._memory.step])
         write_final(self._run_dir, self._gang.layout.rank, self._memory.state)
 

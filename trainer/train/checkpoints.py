@@ -25,23 +25,31 @@ _WAIT_S = 0.05
 
 
 class Saver:
-    """Saves one attempt's states in the background. Ranks of replica 0 write; on the others nothing happens.
+    """Saves states in the background, attempt after attempt. Ranks of replica 0 write; on the others nothing happens.
 
-    Generators aren't saved: each step seeds them from the run's seed, the step and the rank.
+    A save in flight when an attempt ends may still commit, until the next attempt begins. Generators aren't saved: each
+    step seeds them from the run's seed, the step and the rank.
     """
 
-    def __init__(self, config: TrainConfig, gang: Gang, fingerprint: dict, reporter: Reporter) -> None:
+    def __init__(self, config: TrainConfig, fingerprint: dict) -> None:
         self._config = config
         self._fingerprint = fingerprint
+        self._writer: AsyncWriter | None = None
+
+    def begin(self, gang: Gang, reporter: Reporter) -> None:
+        """Take part in an attempt.
+
+        To be called before its first collective: what dead attempts left unfinished is removed here, and a save of this
+        attempt must not be taken for it.
+        """
         self._gang = gang
         self._reporter = reporter
-        self._writer: AsyncWriter | None = None
         self._failed: dict[int, str] = {}
-        layout = gang.layout
+        self.report()
+        self._writer = None
+        layout, root, keep = gang.layout, checkpoint_root(self._config), self._config.checkpoint.keep
         if layout.replica == 0:
-            self._writer = AsyncWriter(
-                checkpoint_root(config), layout.shard, layout.shards, gang.attempt, keep=config.checkpoint.keep
-            )
+            self._writer = AsyncWriter(root, layout.shard, layout.shards, gang.attempt, keep=keep)
 
     def due(self, step: int) -> bool:
         """Each interval and at the end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import traceback
@@ -23,11 +24,13 @@ from trainer.protocol.client import Message, WorkerClient
 from trainer.protocol.desk import Desk, Join
 from trainer.protocol.reporter import Reporter
 from trainer.train.attempt import Attempt, Job
+from trainer.train.checkpoints import Saver
 from trainer.train.faults import Fault, classify
 from trainer.train.hooks import Hooks
 from trainer.train.state import Memory
 
 EXIT_OK, EXIT_ERROR, EXIT_INVALID = 0, 1, 3
+EXIT_STUCK = 70  # EX_SOFTWARE
 _LAST_WORD_S = 2.0
 
 
@@ -42,7 +45,8 @@ def prepare(config: TrainConfig) -> Job:
     except ValueError as error:
         raise ConfigError("model", str(error)) from error
     dataset = TokenDataset(config.data, spec.vocab_size, config.batch_tokens // config.data.sequence_length)
-    return Job(config, lambda: HybridModel(spec), dataset, dataset.fingerprint())
+    fingerprint = dataset.fingerprint()
+    return Job(config, lambda: HybridModel(spec), dataset, fingerprint, Saver(config, fingerprint))
 
 
 def choose_device(config: TrainConfig, environ: Mapping[str, str]) -> torch.device:
@@ -141,7 +145,7 @@ class SupervisedTrainer:
 
     def _take_part(self, job: Job, device: torch.device, join: Join) -> tuple[Fault | None, str]:
         """(None, "") when all steps are done; else the fault, if it wasn't an order to leave, and why it is out."""
-        gang = Gang(join.attempt, join.layout, device, lambda: _attempt_store(join))
+        gang = Gang(join.attempt, join.layout, device, lambda: _attempt_store(join), give_up=_end_stuck)
         reporter = self._reporter(join.attempt)
         self._desk.enter(gang)
         try:
@@ -213,6 +217,13 @@ def _log_to(path: str) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+
+
+def _end_stuck() -> None:
+    """The replicas hold this rank's state; a new process gets it from them sooner than this one gets free."""
+    print("can't get out of the attempt, ending", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback()
+    os._exit(EXIT_STUCK)
 
 
 def _unheard(message: Message) -> None:

@@ -116,7 +116,7 @@ class StepRunner:
         self._hooks.at("before_vote", ballot.step)
         gathered, work = self._gang.all_gather(torch.tensor(ballot.pack(), dtype=torch.int64))
         self._hooks.at("in_vote", ballot.step)
-        work.wait()
+        self._gang.wait(work)
         ballots = tuple(Ballot.unpack(fields) for fields in gathered.tolist())
         verdict = tally(ballots, self._gang.layout)
         if verdict.finishes:
