@@ -32,6 +32,7 @@ def write_config(tokens: Path) -> Callable[..., Path]:
             "run_dir": str(folder),
             "steps": STEPS,
             "batch_tokens": 256,
+            "device": "cpu",  # also where there is a GPU: four ranks can't share one
             "seed": 3,
             "model": {"name": "olmo_hybrid_tiny"},
             "data": {"paths": [str(tokens)], "sequence_length": 32},

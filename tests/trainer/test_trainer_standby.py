@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from trainer_harness import ROOT
 
 # Serves forks of a main that tells what it finds itself to be. Importing torch isn't part of this test.
 TELLING = """
@@ -46,7 +47,7 @@ def standby_line() -> Iterator[Line]:
     process = subprocess.Popen(
         [sys.executable, "-c", TELLING],
         pass_fds=[theirs.fileno()],
-        env={**os.environ, "HOLDFAST_STANDBY_FD": str(theirs.fileno())},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HOLDFAST_STANDBY_FD": str(theirs.fileno())},
     )
     theirs.close()
     line = Line(process, ours)

@@ -19,6 +19,7 @@ from pathlib import Path
 PR_SET_CHILD_SUBREAPER = 36
 WAIT_S = 60.0  # a guard against hanging for ever; nothing is measured by it
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 7  # of the runs that are compared with the reference
 
 
@@ -41,7 +42,7 @@ class Standby:
         self._process = subprocess.Popen(
             [sys.executable, str(script)],
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "HOLDFAST_STANDBY_FD": str(theirs.fileno())},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HOLDFAST_STANDBY_FD": str(theirs.fileno())},
         )
         theirs.close()
         self._answers = self._line.makefile("rb")

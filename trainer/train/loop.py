@@ -38,7 +38,8 @@ def prepare(config: TrainConfig) -> Job:
     """Set torch up and open the data. Raises ConfigError or DataError."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass is not deterministic; the flash kernel's can be
     torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         spec = model_config(config.model.name, config.model.overrides)
