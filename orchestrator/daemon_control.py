@@ -41,6 +41,7 @@ def up(
     spares: int = 1,
     gpus: int = 8,
     listen_host: str | None = None,
+    allow_injection: bool = False,
     say: Say = print,
 ) -> None:
     """Start an embedded simulated cluster, or join the Ray cluster at `address`. Raises ControlError."""
@@ -49,7 +50,7 @@ def up(
         raise ControlError(f"a daemon already runs on {state_dir}; `holdfast status` asks it")
     if address:
         host = listen_host or "127.0.0.1"
-        settings = Settings(address=address, listen_host=host)
+        settings = Settings(address=address, listen_host=host, allow_injection=allow_injection)
     else:
         address = _embedded_address(state_dir) or _start_cluster(state_dir, nodes + spares, gpus, say)
         settings = Settings(address=address, simulated=SIMULATED_PROFILE, embedded=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import threading
 from collections.abc import Mapping
 from datetime import timedelta
@@ -16,6 +17,18 @@ from torch.distributed import TCPStore
 from trainer.protocol.client import WorkerClient
 
 
+def serve(host: str) -> TCPStore:
+    """A server on a free port of this host's address alone: left to itself TCPStore listens on every interface."""
+    family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+    listener = socket.create_server((host, 0), family=family, backlog=1024)
+    port = listener.getsockname()[1]
+    timeout = timedelta(seconds=30)
+    # The store owns the descriptor from here on.
+    return TCPStore(
+        host, port, is_master=True, wait_for_workers=False, timeout=timeout, master_listen_fd=listener.detach()
+    )
+
+
 def main(argv: list[str], environ: Mapping[str, str]) -> int:
     """Serve until ended. Without a supervisor for some seconds the client ends the process with exit code 75."""
     parser = argparse.ArgumentParser(prog="python -m trainer store", description="Rendezvous store of one attempt.")
@@ -23,7 +36,7 @@ def main(argv: list[str], environ: Mapping[str, str]) -> int:
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--host", required=True)
     args = parser.parse_args(argv)
-    store = TCPStore(args.host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
+    store = serve(args.host)
     greeting = {
         "type": "store",
         "run": args.run,

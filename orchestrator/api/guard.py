@@ -53,7 +53,7 @@ class Guard:
             return JSONResponse(body, status_code=421)
         if self._open(scope) or self._authorized(headers.get("authorization", "")):
             return None
-        body = {"error": "A bearer token is needed.", "hint": "`holdfast console` prints an address that carries it"}
+        body = {"error": "A bearer token is needed.", "hint": "send the one in the file api-token of the state folder"}
         return JSONResponse(body, status_code=401, headers={"WWW-Authenticate": "Bearer"})
 
     def _authorized(self, header: str) -> bool:

@@ -28,12 +28,18 @@ def start(
     listen: Annotated[
         str | None, typer.Option(metavar="HOST", help="Where the nodes of --address reach the daemon.")
     ] = None,
+    allow_injection: Annotated[
+        bool, typer.Option("--allow-injection", help="Allow fault tests on the real nodes of --address.")
+    ] = False,
 ) -> None:
     """Start a daemon, and a cluster for it unless --address names one."""
     from orchestrator.daemon_control import ControlError, up
 
     try:
-        up(state_dir(ctx), address=address, nodes=nodes, spares=spares, gpus=gpus, listen_host=listen)
+        up(
+            state_dir(ctx), address=address, nodes=nodes, spares=spares, gpus=gpus, listen_host=listen,
+            allow_injection=allow_injection,
+        )  # fmt: skip
     except ControlError as error:
         raise CliError(str(error)) from None
 

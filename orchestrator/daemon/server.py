@@ -146,10 +146,8 @@ class Daemon:
         settings = self.settings
         config = {
             "address": settings.address, "known_epoch": known_epoch, "state_dir": str(self.state_dir),
-            "runtime_dir": str(self.runtime), "key_file": str(self.state_dir / "cluster-key"),
-            "endpoint_file": str(self.state_dir / "endpoint.json"), "simulated": settings.simulated,
-            "bind_host": "127.0.0.1" if settings.embedded else settings.listen_host,
-            "allow_injection": bool(settings.simulated),
+            "key_file": str(self.state_dir / "cluster-key"), "endpoint_file": str(self.state_dir / "endpoint.json"),
+            "simulated": settings.simulated, "allow_injection": bool(settings.simulated) or settings.allow_injection,
         }  # fmt: skip
         env = environment.embedded(self.state_dir) if settings.embedded else environment.joined(settings.address)
         return Bridge(config, env, self.state_dir / "bridge.log", self.watcher.ray_nodes)

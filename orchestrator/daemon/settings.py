@@ -14,6 +14,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     simulated: str = ""  # profile of the embedded cluster's nodes; empty: a real cluster
     embedded: bool = False
     listen_host: str = "127.0.0.1"  # where supervisors reach the daemon
+    allow_injection: bool = False  # fault tests on real nodes too
     metrics_port: int = 0  # of /metrics and the API over TCP on 127.0.0.1; 0: any free one, kept in STATE/http.json
 
     def write(self, state_dir: Path) -> None:

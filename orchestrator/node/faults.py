@@ -52,7 +52,7 @@ class Injector:
         try:
             if not self._allowed:
                 raise InjectionError(
-                    f"node {self._node} is no simulated node: start its supervisor with --allow-injection"
+                    f"node {self._node} is no simulated node: fault tests on real nodes need `holdfast up --allow-injection`"
                 )
             act = self._prepare(order)
         except InjectionError as error:

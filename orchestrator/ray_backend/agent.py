@@ -17,28 +17,39 @@ import msgspec
 import ray
 
 from orchestrator.node.control import ping
+from orchestrator.node.paths import runtime_dir
 
 START_TIMEOUT_S = 30.0
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a supervisor is started with. Paths are the node's own."""
+    """What a supervisor is started with. Paths must mean the same on every node.
+
+    `bind_host` is where the node's rendezvous stores listen: the address by which Ray's other nodes reach it.
+    """
 
     node: str
+    state_dir: str
     node_dir: str
-    runtime_dir: str
     key_file: str
     endpoint_file: str
     gpus: int
     boot_id: str
     simulated: str = ""  # profile of the simulated node; empty: a real one
-    bind_host: str = "127.0.0.1"
+    bind_host: str
     allow_injection: bool = False
 
 
 def supervisor_command(config: AgentConfig, raylet_pid: int) -> list[str]:
     command = [sys.executable, "-m", "orchestrator.node", "--node", config.node, "--dir", config.node_dir]
-    command += ["--socket", config.runtime_dir, "--key", config.key_file, "--endpoint", config.endpoint_file]
+    command += [
+        "--socket",
+        str(runtime_dir(Path(config.state_dir))),
+        "--key",
+        config.key_file,
+        "--endpoint",
+        config.endpoint_file,
+    ]
     command += ["--gpus", str(config.gpus), "--boot-id", config.boot_id, "--raylet-pid", str(raylet_pid)]
     command += ["--bind-host", config.bind_host]
     if config.simulated:
@@ -80,7 +91,7 @@ class NodeAgent:
 
     def _found(self) -> dict[str, Any] | None:
         """What the supervisor of this life of the node says of itself; None when there is none."""
-        answer = ping(Path(self._config.runtime_dir), self._config.node)
+        answer = ping(runtime_dir(Path(self._config.state_dir)), self._config.node)
         return answer if answer and answer.get("boot_id") == self._config.boot_id else None
 
     def _await_supervisor(self, log: Path) -> dict[str, Any]:

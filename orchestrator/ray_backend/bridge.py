@@ -35,11 +35,9 @@ class BridgeConfig(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     known_epoch: int  # the last one that the daemon's journal holds
     state_dir: str
-    runtime_dir: str
     key_file: str
     endpoint_file: str
     simulated: str = ""
-    bind_host: str = "127.0.0.1"
     allow_injection: bool = False
     take_epoch: bool = True
 
@@ -185,8 +183,8 @@ class Watch:
         config = self._config
         described = AgentConfig(
             node=node["node"], node_dir=str(Path(config.state_dir) / "nodes" / node["node"]), gpus=node["gpus"],
-            boot_id=node["id"][:16], runtime_dir=config.runtime_dir, key_file=config.key_file,
-            endpoint_file=config.endpoint_file, simulated=config.simulated, bind_host=config.bind_host,
+            boot_id=node["id"][:16], state_dir=config.state_dir, key_file=config.key_file,
+            endpoint_file=config.endpoint_file, simulated=config.simulated, bind_host=node["address"],
             allow_injection=config.allow_injection,
         )  # fmt: skip
         return NodeAgent.options(  # type: ignore[attr-defined]
@@ -196,7 +194,9 @@ class Watch:
 
 
 def training_nodes(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those with GPUs in Ray's books; on a cluster without any, all of them. Sorted by name, each {"node", "id", "alive", "gpus"}.
+    """Those with GPUs in Ray's books; on a cluster without any, all of them. Sorted by name.
+
+    Each is {"node", "id", "alive", "gpus", "address"}.
 
     A node's name is its label `holdfast-node`, else its host name, with a piece of Ray's id where hosts share one.
     """
@@ -209,7 +209,9 @@ def training_nodes(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
         host = n["NodeManagerHostname"]
         shared = hosts.count(host) > 1
         name = n["Labels"].get(environment.NODE_LABEL) or (f"{host}-{n['NodeID'][:6]}" if shared else host)
-        out.append({"node": name, "id": n["NodeID"], "alive": n["Alive"], "gpus": int(n["Resources"].get("GPU", 0))})
+        gpus = int(n["Resources"].get("GPU", 0))
+        address = n["NodeManagerAddress"]
+        out.append({"node": name, "id": n["NodeID"], "alive": n["Alive"], "gpus": gpus, "address": address})
     return sorted(out, key=lambda n: (n["node"], n["id"]))
 
 

@@ -22,16 +22,19 @@ def run_trainer(*argv: str, prefix: tuple[str, ...] = ("-m", "trainer"), **env: 
     )
 
 
-def test_torchrun_trains_the_same_bits(reference: Reference, tmp_path: Path, write_config: Callable[..., Path]) -> None:
+def test_torchrun_trains_the_same_bits(
+    tmp_path: Path, write_config: Callable[..., Path], make_run: Callable[..., Supervisor]
+) -> None:
     """One node of two ranks: the mesh is 1 x 2. Compared with the same mesh under a supervisor."""
     config = write_config(tmp_path)
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "trainer")
     done = run_trainer("train", "--config", str(config), prefix=torchrun, GLOO_SOCKET_IFNAME="lo")
     assert done.returncode == 0, done.stderr
-    assert len(digests(tmp_path, ranks=2)) == 2
-    first, second = losses(tmp_path, ranks=2)
-    assert first == second
-    assert sorted(first) == list(range(1, STEPS + 1))
+    run = make_run(1, 2)
+    run.start()
+    run.wait_completed()
+    assert losses(tmp_path, ranks=2) == losses(run.folder, ranks=2)
+    assert digests(tmp_path, ranks=2) == digests(run.folder, ranks=2)
 
 
 def close(left: str, right: str) -> bool:
