@@ -25,6 +25,7 @@ DAEMON_START_S = 120.0
 NODES_READY_S = 120.0
 DOWN_S = 30.0
 FIRST_NODE_S = 30.0
+OUT_OF_SERVICE = ("suspect", "quarantined", "retired")  # a person has to bring these back
 
 Say = Callable[[str], None]
 
@@ -58,14 +59,17 @@ def up(
     pid = start_daemon(state_dir)
     say(f"daemon {pid} serves {state_dir}")
     if settings.embedded:
-        ready = await_nodes(state_dir, nodes + spares)
-        say(
-            f"{ready} simulated nodes of {gpus} GPUs are ready, {spares} of them to spare"
-            if spares
-            else f"{ready} ready"
-        )
+        _say_ready(await_nodes(state_dir, nodes + spares), gpus, spares, say)
     else:
         _say_joined(state_dir, address, say)
+
+
+def _say_ready(nodes: list[dict], gpus: int, spares: int, say: Say) -> None:
+    out = [node["node"] for node in nodes if node["health"] in OUT_OF_SERVICE]
+    spare = f", {spares} of them to spare" if spares and not out else ""
+    say(f"{len(nodes) - len(out)} simulated nodes of {gpus} GPUs are ready{spare}")
+    if out:
+        say(f"out of service: {', '.join(out)}; `holdfast node list` says why")
 
 
 def _say_joined(state_dir: Path, address: str, say: Say) -> None:
@@ -134,21 +138,25 @@ def daemon_answers(state_dir: Path) -> bool:
         return False
 
 
-def await_nodes(state_dir: Path, count: int, timeout_s: float = NODES_READY_S) -> int:
-    """Wait until `count` nodes are present and healthy. Raises ControlError with what is there."""
+def await_nodes(state_dir: Path, count: int, timeout_s: float = NODES_READY_S) -> list[dict]:
+    """Wait until `count` nodes are present, and healthy or out of service: no time mends those.
+
+    Returns the nodes. Raises ControlError with how many are there.
+    """
     client = _client(state_dir)
     found: list[dict] = []
 
     def enough() -> bool:
         nonlocal found
-        found = [n for n in client.get("/v1/nodes")["nodes"] if n["present"] and n["health"] == "healthy"]
+        settled = ("healthy", *OUT_OF_SERVICE)
+        found = [n for n in client.get("/v1/nodes")["nodes"] if n["present"] and n["health"] in settled]
         return len(found) >= count
 
     if not _wait(enough, timeout_s):
         raise ControlError(
             f"only {len(found)} of {count} nodes came within {timeout_s:.0f} s; the log: {state_dir / 'daemon.log'}"
         )
-    return len(found)
+    return found
 
 
 def _start_cluster(state_dir: Path, nodes: int, gpus: int, say: Say) -> str:
