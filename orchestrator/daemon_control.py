@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.daemon.settings import Settings
+from orchestrator.journal.lock import LOCK_NAME
 from orchestrator.node.paths import runtime_dir
 
 SIMULATED_PROFILE = "hgx_b200"
+CLUSTER_MODULE = "orchestrator.ray_backend.local_cluster"
+DAEMON_MODULE = "orchestrator.daemon"
 CLUSTER_START_S = 120.0
 DAEMON_START_S = 120.0
 NODES_READY_S = 120.0
@@ -92,7 +95,7 @@ def start_daemon(state_dir: Path) -> int:
     with log.open("ab") as out:
         begin = out.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.daemon", "--state", str(state_dir)],
+            [sys.executable, "-m", DAEMON_MODULE, "--state", str(state_dir)],
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
     deadline = time.monotonic() + DAEMON_START_S
@@ -114,10 +117,14 @@ def down(state_dir: Path, *, say: Say = print) -> None:
         if not _wait(lambda: not daemon_answers(state_dir), DOWN_S):
             raise ControlError(f"the daemon did not end within {DOWN_S:.0f} s; its log: {state_dir / 'daemon.log'}")
         say("the daemon has ended its nodes and itself")
+    elif mute := _daemon_pid(state_dir):
+        os.kill(mute, signal.SIGKILL)  # what it had decided is in the journal
+        answered = True
+        say(f"the daemon (process {mute}) gave no answer and was killed")
     pid = _cluster_pid(state_dir)
     if pid:
         os.kill(pid, signal.SIGTERM)
-        if not _wait(lambda: _cluster_pid(state_dir) is None, DOWN_S):
+        if not _wait(lambda: not _runs(pid, CLUSTER_MODULE), DOWN_S):
             os.kill(pid, signal.SIGKILL)
             raise ControlError(f"the embedded Ray cluster (process {pid}) did not end within {DOWN_S:.0f} s: killed")
         say("the embedded Ray cluster has ended")
@@ -166,7 +173,7 @@ def _start_cluster(state_dir: Path, nodes: int, gpus: int, say: Say) -> str:
         begin = out.tell()
         process = subprocess.Popen(
             [
-                sys.executable, "-m", "orchestrator.ray_backend.local_cluster", "--state", str(state_dir),
+                sys.executable, "-m", CLUSTER_MODULE, "--state", str(state_dir),
                 "--ray-dir", str(runtime_dir(state_dir) / "ray"), "--nodes", str(nodes), "--gpus", str(gpus),
             ],
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
@@ -186,13 +193,29 @@ def _embedded_address(state_dir: Path) -> str | None:
 
 def _cluster_pid(state_dir: Path) -> int | None:
     """The embedded cluster's process, if it is alive and still the one that wrote the file (pids are used again)."""
-    described = _cluster_file(state_dir)
     try:
-        pid = int(described["pid"])
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (KeyError, OSError):
+        pid = int(_cluster_file(state_dir)["pid"])
+    except KeyError:
         return None
-    return pid if b"orchestrator.ray_backend.local_cluster" in command else None
+    return pid if _runs(pid, CLUSTER_MODULE) else None
+
+
+def _daemon_pid(state_dir: Path) -> int | None:
+    """The process that holds the journal, whether it answers or not."""
+    try:
+        pid = int((state_dir / LOCK_NAME).read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if _runs(pid, DAEMON_MODULE, str(state_dir)) else None
+
+
+def _runs(pid: int, *words: str) -> bool:
+    """Whether that process is alive and these are words of its command line."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    return all(word in command for word in words)
 
 
 def _cluster_file(state_dir: Path) -> dict:

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.client import quoted
-from orchestrator.cli.errors import CliError
+from orchestrator.cli.errors import CliError, Exit
 from orchestrator.cli.output import Format, Output, client, say, show, user
 
 LOG_POLL_S = 0.3
+ENDED = ("completed", "failed", "cancelled")
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id.", show_default=False)]
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason, for the journal.")]
 
@@ -52,9 +53,15 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the log grows.")] = False,
 ) -> None:
     """What a rank has written to stdout and stderr."""
-    daemon, offset, held = client(ctx), 0, attempt
+    daemon, address, offset, held, over = client(ctx), f"/v1/runs/{quoted(run)}", 0, attempt, not follow
     while True:
-        piece = daemon.get(f"/v1/runs/{quoted(run)}/log", rank=rank, attempt=attempt, offset=offset)
+        try:
+            piece = daemon.get(f"{address}/log", rank=rank, attempt=attempt, offset=offset)
+        except CliError as error:
+            if over or not held or error.code is Exit.NO_DAEMON:
+                raise
+            # Between two attempts a rank may have no node, or no log yet.
+            piece = {"text": "", "next_offset": offset, "attempt": held}
         if not attempt and held and piece["attempt"] != held:  # a new attempt has a new log
             held, offset = piece["attempt"], 0
             continue
@@ -63,9 +70,12 @@ def logs(
         sys.stdout.flush()
         at_end = piece["next_offset"] == offset
         offset = piece["next_offset"]
-        if at_end and not follow:
+        if not at_end:
+            continue
+        if over:
             return
-        if at_end:
+        over = daemon.get(address, decisions=0)["phase"] in ENDED  # then its last words are still to be read
+        if not over:
             time.sleep(LOG_POLL_S)
 
 

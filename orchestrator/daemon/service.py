@@ -22,6 +22,7 @@ from orchestrator.link.messages import Inject, LogChunk, ReadLog
 from orchestrator.recovery.events import Event, NodeQuarantined, NodeReadmitted, RunCancelled, RunSubmitted
 from orchestrator.recovery.state import Decision, RunPhase, State
 from orchestrator.spec.load import parse_spec
+from orchestrator.spec.model import RunSpec
 
 DECISION_TIMEOUT_S = 20.0
 LOG_TIMEOUT_S = 5.0
@@ -93,11 +94,7 @@ class DaemonService:
         spec = await asyncio.to_thread(parse_spec, text, file)
         async with self._submitting:
             run = self._free_name(spec.name)
-            run_dir = self._runs_dir / run
-            run_dir.mkdir(parents=True, mode=0o700)
-            spec.write_files(run_dir)
-            write_atomic(run_dir / "workload.json", json.dumps(spec.workload(run_dir)))
-            write_atomic(run_dir / "spec.json", json.dumps(spec.public()))
+            write_run(spec, self._runs_dir / run)
             decision = await self._decide(RunSubmitted(run=run, plan=spec.plan()))
         known = len(self._state().nodes)
         warnings: tuple[str, ...] = ()
@@ -195,6 +192,18 @@ class DaemonService:
             return name
         numbers = itertools.count(2)
         return next(f"{name}-{n}" for n in numbers if not (self._runs_dir / f"{name}-{n}").exists())
+
+
+def write_run(spec: RunSpec, run_dir: Path) -> None:
+    """The files that nodes and later daemons read of a run. Raises UnavailableError."""
+    try:
+        run_dir.mkdir(parents=True, mode=0o700)
+        spec.write_files(run_dir)
+        write_atomic(run_dir / "workload.json", json.dumps(spec.workload(run_dir)))
+        write_atomic(run_dir / "spec.json", json.dumps(spec.public()))
+    except OSError as error:
+        why = f"The run's folder {run_dir} can't be written: {error.strerror}."
+        raise UnavailableError(why, "nothing was queued") from None
 
 
 def _settle(future: asyncio.Future[Decision | None], decision: Decision | None) -> None:

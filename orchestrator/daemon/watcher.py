@@ -21,6 +21,7 @@ from orchestrator.recovery.state import Cause, Decision, RecoveryPhase, RunPhase
 log = structlog.get_logger("watcher")
 
 LIVE = frozenset({RunPhase.STARTING, RunPhase.RUNNING, RunPhase.RECOVERING})
+STILL_NS = 1_000_000_000  # between two ticks; a longer gap is a daemon that was stopped or starved, not a late tick
 FORMING = frozenset({RecoveryPhase.FORM, RecoveryPhase.RESTORE, RecoveryPhase.FIRST_STEP})
 
 
@@ -56,6 +57,7 @@ class Watcher:
         self._hangs: dict[str, HangDetector] = {}
         self._said_hung: set[tuple[str, int]] = set()
         self._loss = NodeLossDetector()
+        self._ticked_ns = 0
 
     # --- what supervisors say
 
@@ -121,6 +123,7 @@ class Watcher:
     def tick(self) -> None:
         """A few times a second."""
         now_ns = self._cluster.now_ns()
+        self._excuse_own_silence(now_ns)
         for node, evidence in self._loss.verdicts(now_ns):
             log.warning("node_lost", node=node, evidence=evidence)
             self._cluster.put(NodeLost(node=node, evidence=evidence, observed_at_ns=now_ns))
@@ -131,6 +134,17 @@ class Watcher:
             self._evaluate(name, now_ns)
             self._count(name, now_ns)
             self._check_hang(run, now_ns)
+
+    def _excuse_own_silence(self, now_ns: int) -> None:
+        """Beats that came while the daemon was stopped are still unread: they must not cost a healthy run its nodes."""
+        last_ns, self._ticked_ns = self._ticked_ns, now_ns
+        gap_ns = now_ns - last_ns
+        if not last_ns or gap_ns <= STILL_NS:
+            return
+        log.warning("daemon_stood_still", seconds=round(gap_ns / 1e9, 1))
+        self._loss.stood_still(gap_ns, now_ns)
+        for hang in self._hangs.values():
+            hang.stood_still(gap_ns, now_ns)
 
     def live(self, run: str) -> tuple[WorkerStatus, ...]:
         fold = self._folds.get(run)

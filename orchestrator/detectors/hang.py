@@ -36,6 +36,11 @@ class HangDetector:
             self._durations_s.append((now_ns - self.advanced_ns) / 1e9 / (step - self._step))
             self._step, self.advanced_ns = step, now_ns
 
+    def stood_still(self, gap_ns: int, now_ns: int) -> None:
+        """The daemon itself did not run for that long and saw no step: that is no hang of the run."""
+        if self.advanced_ns:
+            self.advanced_ns = min(self.advanced_ns + gap_ns, now_ns)
+
     def deadline_s(self) -> float:
         """Seconds without a step after which the run hangs."""
         if len(self._durations_s) < 3:

@@ -43,6 +43,12 @@ class NodeLossDetector:
         if seen := self._nodes.get(node):
             seen.connected, seen.broken_ns, seen.why = False, now_ns, why
 
+    def stood_still(self, gap_ns: int, now_ns: int) -> None:
+        """The daemon itself did not run for that long and heard nobody: that is no node's silence."""
+        for seen in self._nodes.values():
+            seen.beat_ns = min(seen.beat_ns + gap_ns, now_ns)
+            seen.broken_ns = min(seen.broken_ns + gap_ns, now_ns)
+
     def ray_says(self, node: str, alive: bool) -> None:
         if seen := self._nodes.get(node):
             seen.ray_alive = alive

@@ -5,6 +5,7 @@ import msgspec
 import pytest
 from api_fake_service import NOW, FakeService
 
+from orchestrator.api.errors import UnavailableError
 from orchestrator.api.service import LogText
 from orchestrator.cli import doctor, passing
 from orchestrator.recovery.state import RunPhase
@@ -148,6 +149,36 @@ def test_logs_are_followed_into_the_next_attempt(holdfast, daemon, monkeypatch):
     result = holdfast("logs", "tiny", "-f")
     assert result.code == 130
     assert result.out == "step 1\nstep 2\nstep 3\nstep 2 again\n"
+
+
+def _end_tiny(daemon: FakeService):
+    runs = daemon.the_state.runs
+    run = msgspec.structs.replace(runs["tiny"], phase=RunPhase.COMPLETED, finished_ns=NOW)
+    daemon.the_state = msgspec.structs.replace(daemon.the_state, runs=runs.set("tiny", run))
+
+
+def test_following_ends_with_the_run(holdfast, daemon):
+    _end_tiny(daemon)
+    result = holdfast("logs", "tiny", "-f")
+    assert (result.code, result.out) == (0, "step 1\nstep 2\n")
+
+
+def test_following_goes_on_while_a_rank_has_no_node(holdfast, daemon, monkeypatch):
+    read, naps = daemon.read_log, []
+
+    async def nowhere(*_):
+        raise UnavailableError("Rank 0 has no node now.")
+
+    def nap(_seconds):
+        naps.append(1)
+        daemon.read_log = nowhere if len(naps) == 1 else read
+        if len(naps) == 3:
+            daemon.log += "step 3\n"
+            _end_tiny(daemon)
+
+    monkeypatch.setattr("orchestrator.cli.runs.time.sleep", nap)
+    result = holdfast("logs", "tiny", "-f")
+    assert (result.code, result.out) == (0, "step 1\nstep 2\nstep 3\n")
 
 
 def test_a_large_log_comes_in_pieces(holdfast, daemon):

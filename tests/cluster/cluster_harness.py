@@ -99,14 +99,14 @@ workload:
         return psutil.Process(int((self.state_dir / "daemon.lock").read_text()))
 
     def bridge(self) -> psutil.Process:
-        return next(p for p in self.daemon().children() if "orchestrator.ray_backend.bridge" in p.cmdline())
+        return next(p for p in self.daemon().children() if "orchestrator.ray_backend.bridge" in _command(p))
 
     def agents(self) -> dict[str, psutil.Process]:
         """Agent actor processes by node, found as children of this cluster's raylets."""
         found = {}
         for raylet in self.raylets().values():
             for child in raylet.children():
-                if "NodeAgent" in " ".join(child.cmdline()):
+                if "NodeAgent" in " ".join(_command(child)):
                     found[self._node_of_raylet(raylet.pid)] = child
         return found
 
@@ -117,16 +117,21 @@ workload:
     def supervisors(self) -> dict[str, psutil.Process]:
         found = {}
         for process in psutil.process_iter():
-            try:
-                line = process.cmdline()
-            except psutil.Error:
-                continue
+            line = _command(process)
             if "orchestrator.node" in line and any(str(self.state_dir) in word for word in line):
                 found[_option(process, "--node")] = process
         return found
 
     def _node_of_raylet(self, pid: int) -> str:
         return next(n for n, p in self.supervisors().items() if int(_option(p, "--raylet-pid")) == pid)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Empty for a process that has just ended, or waits to be reaped."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def _option(process: psutil.Process, name: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from cluster_harness import STEPS, EmbeddedCluster, kill, wait_for
 
@@ -31,6 +34,27 @@ def test_daemon(cluster: EmbeddedCluster, reference: str) -> None:
     assert (view["incidents"], view["attempt"]) == ([], 1)
     assert sums_exactly(view)
     assert cluster.differences(run, reference) == ""
+
+
+def test_a_second_daemon_on_the_state_folder_is_refused(cluster: EmbeddedCluster) -> None:
+    command = [sys.executable, "-m", "orchestrator.daemon", "--state", str(cluster.state_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"in use by another daemon (pid {cluster.daemon().pid})" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_run_queues_and_says_why(cluster: EmbeddedCluster) -> None:
+    first, second = cluster.submit("first"), cluster.submit("second")
+    try:
+        view = cluster.run(second)
+        assert view["phase"] == "pending"
+        assert f"run {first} holds 4" in view["reason"]
+    finally:
+        for run in (second, first):
+            cluster.client.post(f"/v1/runs/{run}/cancel")
+    wait_for(lambda: not cluster.client.get("/v1/health")["queue"], "an empty queue")
+    assert {cluster.run(run)["phase"] for run in (first, second)} == {"cancelled"}
 
 
 def test_bridge(cluster: EmbeddedCluster, reference: str) -> None:

@@ -102,3 +102,24 @@ def test_after_a_daemons_start_nodes_are_given_time_to_come_back() -> None:
     detector.expect("n", 0)
     assert detector.verdicts(seconds(RETURN_S - 0.1)) == []
     assert len(detector.verdicts(seconds(RETURN_S + 0.1))) == 1
+
+
+def test_a_daemon_that_stood_still_blames_no_node() -> None:
+    detector = connected()
+    detector.stood_still(seconds(30), seconds(30.1))
+    assert detector.verdicts(seconds(30.1)) == []
+    assert detector.verdicts(seconds(30.2 + ALONE_S)) != []
+
+
+def test_a_beat_read_before_the_gap_was_seen_does_not_count_twice() -> None:
+    detector = connected()
+    detector.beat("n", seconds(30))
+    detector.stood_still(seconds(30), seconds(30))
+    assert detector.verdicts(seconds(30.1 + ALONE_S)) != []
+
+
+def test_a_daemon_that_stood_still_sees_no_hang_of_the_run() -> None:
+    detector, last_ns = trained(0.05)
+    detector.stood_still(30 * S, last_ns + 31 * S)
+    assert detector.verdict(last_ns + 31 * S) is None
+    assert detector.verdict(last_ns + 31 * S + seconds(FLOOR_S))
