@@ -190,8 +190,12 @@ def go_on(draft: Draft, run: RunState) -> RunState:
             incident=run.incident and replace(run.incident, rounds=run.incident.rounds + 1),
         )
     )
-    if barren < 2:
-        return stages.place(draft, run)
+    if barren < 2 or placement.missing(run) > len(draft.free):
+        return stages.place(draft, run)  # one that must wait for nodes has its pause, and its place in the queue
+    vacant = placement.missing(run) > 0
+    run = stages.take_nodes(draft, run)  # now, or a queued run takes them during the pause
+    if vacant:
+        draft.say(f"Run {run.run} goes on with {', '.join(run.placement)}.")
     wait_s = min(draft.policy.backoff_max_s, draft.policy.backoff_base_s * 2 ** (barren - 2))
     reason = f"waits {wait_s:g} s before recovery {barren} without a new step"
     draft.say(f"Run {run.run} {reason}.")

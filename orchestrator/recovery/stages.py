@@ -158,7 +158,7 @@ def on_restored(draft: Draft, run: RunState, event: GangRestored) -> None:
 
 def _restored(draft: Draft, run: RunState, step: int, rung: Rung) -> RunState:
     run = run_machine.enter(draft, run, RecoveryPhase.FIRST_STEP, f"attempt {run.attempt}: first step after {step}")
-    incident = run.incident and replace(run.incident, rung=rung, restored_step=step, step_before=run.step)
+    incident = run.incident and replace(run.incident, rung=rung, restored_step=step, step_before=max(run.step, step))
     return draft.put_run(replace(run, rung=rung, incident=incident))
 
 

@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,8 @@ def sleeper(state_dir):
     def start(*words: str) -> subprocess.Popen:
         process = subprocess.Popen([*SLEEP, *words])
         started.append(process)
+        while not Path(f"/proc/{process.pid}/cmdline").read_bytes():  # empty for a moment after exec
+            time.sleep(0.001)
         (state_dir / LOCK_NAME).write_text(f"{process.pid}\n")
         return process
 

@@ -7,6 +7,10 @@ class DataError(Exception):
     """Token files or their configuration can't be used."""
 
 
+class VocabularyError(DataError):
+    """A token file holds a token that the model has no embedding for: it was made with another tokenizer."""
+
+
 class SourceError(DataError):
     """A source text can't be prepared."""
 

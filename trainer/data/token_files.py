@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config import DataConfig
-from trainer.data.errors import DataError, SourceNotFoundError
+from trainer.data.errors import DataError, SourceNotFoundError, VocabularyError
 
 MANIFEST = "manifest.json"
 # EOS by vocabulary size, for token files without our manifest: our bytes and Olmo's, plain and padded.
@@ -55,7 +55,7 @@ class TokenFiles:
         return self.files[-1].first + self.files[-1].instances
 
     def window(self, instance: int) -> np.ndarray:
-        """int64 (sequence_length,). Raises DataError: a token outside the vocabulary, a file cut or unreadable."""
+        """int64 (sequence_length,). Raises VocabularyError for a token outside, DataError for a file cut or unreadable."""
         if not 0 <= instance < self.instances:
             raise IndexError(f"instance {instance} of {self.instances}")
         file = self.files[bisect_right(self.files, instance, key=lambda each: each.first) - 1]
@@ -69,7 +69,7 @@ class TokenFiles:
         wrong = np.flatnonzero(tokens >= self.vocab_size)
         if len(wrong):
             at = int(wrong[0])
-            raise DataError(
+            raise VocabularyError(
                 f"{file.path}: token {int(tokens[at])} at offset {begin + at} is outside the vocabulary "
                 f"of {self.vocab_size}; was it prepared with another tokenizer?"
             )

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from trainer.checkpoint.errors import CheckpointError
 from trainer.config_parse import ConfigError
-from trainer.data.errors import DataError
+from trainer.data.errors import DataError, DataMismatchError, VocabularyError
 from trainer.train.step import DivergenceError, PeerFaultError
 
 
@@ -26,7 +26,7 @@ def classify(error: Exception) -> Fault:
     """The fault behind an exception of an attempt."""
     detail = f"{type(error).__name__}: {error}"
     match error:
-        case ConfigError():
+        case ConfigError() | VocabularyError() | DataMismatchError():  # no other attempt can mend these
             return Fault("config", str(error), final=True)
         case DataError():
             return Fault("data", str(error), final=True)
