@@ -124,6 +124,7 @@ def incidents(rows: Sequence[dict[str, Any]], now_s: float) -> RenderableType:
         return "There were no incidents."
     table = grid("INCIDENT", "WHEN", "RUN", "CAUSE", "WHERE", "OUTCOME", ">RECOVERY", ">STEPS LOST", "RUNG")
     for row in rows:
+        unknown = row["restored_step"] is None  # until the state is back, steps lost and rung are guesses
         table.add_row(
             Text(row["id"], "bold"),
             ago(row["fault_at_s"], now_s),
@@ -132,8 +133,8 @@ def incidents(rows: Sequence[dict[str, Any]], now_s: float) -> RenderableType:
             Text(where(row)),
             colored(row["outcome"] or "recovering"),
             duration(row["elapsed_s"]),
-            str(row["steps_lost"]),
-            words(row["rung"]),
+            "-" if unknown else str(row["steps_lost"]),
+            "-" if unknown else words(row["rung"]),
         )
     return table
 

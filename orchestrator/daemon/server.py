@@ -87,7 +87,12 @@ class Daemon:
         listeners = (cluster.decided, self.service.decided, log_decision)
         self.controller = Controller(cluster, journal, state, self.policy, listeners=listeners)
         self.watcher = Watcher(
-            cluster, lambda: self.controller.state, self._ack, self.service.log_chunk, self._stand_down
+            cluster,
+            lambda: self.controller.state,
+            self._ack,
+            self.service.log_chunk,
+            self.service.reported,
+            self._stand_down,
         )
         self.hub = self._hub(self._last_port())
         self.service.hub, self.service.watcher = self.hub, self.watcher

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from orchestrator.api.errors import NotFoundError, RefusedError, UnavailableError
 from orchestrator.api.live import live_view
 from orchestrator.api.service import LogText, Submitted
@@ -19,13 +21,23 @@ from orchestrator.journal.entry import Entry
 from orchestrator.journal.journal import JournalReader
 from orchestrator.link.hub import Hub
 from orchestrator.link.messages import Inject, LogChunk, ReadLog
-from orchestrator.recovery.events import Event, NodeQuarantined, NodeReadmitted, RunCancelled, RunSubmitted
+from orchestrator.recovery.events import (
+    AnyEvent,
+    CommandFailed,
+    Event,
+    FaultInjected,
+    NodeQuarantined,
+    NodeReadmitted,
+    RunCancelled,
+    RunSubmitted,
+)
 from orchestrator.recovery.state import Decision, RunPhase, State
 from orchestrator.spec.load import parse_spec
 from orchestrator.spec.model import RunSpec
 
 DECISION_TIMEOUT_S = 20.0
 LOG_TIMEOUT_S = 5.0
+INJECTION_TIMEOUT_S = 3.0
 ENDED = frozenset({RunPhase.COMPLETED, RunPhase.FAILED, RunPhase.CANCELLED})
 
 
@@ -51,6 +63,7 @@ class DaemonService:
         self._submitting = asyncio.Lock()
         self._log_requests: dict[int, asyncio.Future[LogChunk]] = {}
         self._request_ids = itertools.count(1)
+        self._injections: dict[str, asyncio.Future[str]] = {}  # by node: why it was refused, or nothing
         self.hub: Hub
         self.watcher: Watcher
 
@@ -120,34 +133,63 @@ class DaemonService:
 
     async def inject(self, node: str, fault: str, details: dict[str, int | str], who: str) -> str:
         self._known(node)
-        if not self.hub.send(node, Inject(fault=fault, details=details)):
-            raise UnavailableError(f"The node '{node}' is not connected.", "`holdfast node list` shows which are")
-        return f"The fault '{fault}' was sent to {node}."
+        answer = self._injections[node] = self._loop.create_future()
+        try:
+            if not self.hub.send(node, Inject(fault=fault, details=details, who=who)):
+                raise UnavailableError(f"The node '{node}' is not connected.", "`holdfast node list` shows which are")
+            refused = await asyncio.wait_for(answer, INJECTION_TIMEOUT_S)
+        except TimeoutError:
+            return f"The fault '{fault}' was sent to {node}, which has not confirmed it."
+        finally:
+            self._injections.pop(node, None)
+        if refused:
+            raise RefusedError(f"{node} did not do '{fault}': {refused}.")
+        return f"The fault '{fault}' begins on {node}."
 
     async def read_log(self, run: str, rank: int, attempt: int, offset: int) -> LogText:
         known = self._state().runs[run]
         places = known.placement or known.ran_on
         node = places[rank // known.plan.ranks_per_node] if places else ""
-        if not node:
-            raise UnavailableError(f"Rank {rank} of the run '{run}' has no node now, so its log can't be read.")
+        # An earlier attempt may have run elsewhere.
+        others = sorted(set(self.hub.connections) - {node}) if attempt else []
+        if not node and not others:
+            what = "has not started yet" if not known.attempt else f"has no node for rank {rank} now"
+            raise UnavailableError(f"The run '{run}' {what}.", "name an --attempt to read an earlier log")
+        error = ""
+        for name in filter(None, (node, *others)):
+            chunk = await self._log_of(name, ReadLog(request=0, run=run, rank=rank, attempt=attempt, offset=offset))
+            if not chunk.error:
+                return LogText(text=chunk.text, next_offset=chunk.next_offset, attempt=chunk.attempt)
+            error = error or chunk.error
+        raise NotFoundError(f"{error}.")
+
+    async def _log_of(self, node: str, asked: ReadLog) -> LogChunk:
         request = next(self._request_ids)
         future = self._log_requests[request] = self._loop.create_future()
         try:
-            if not self.hub.send(node, ReadLog(request=request, run=run, rank=rank, attempt=attempt, offset=offset)):
-                raise UnavailableError(f"{node}, which has the log of rank {rank}, is not connected.")
-            chunk = await asyncio.wait_for(future, LOG_TIMEOUT_S)
+            if not self.hub.send(node, msgspec.structs.replace(asked, request=request)):
+                raise UnavailableError(f"{node}, which has the log of rank {asked.rank}, is not connected.")
+            return await asyncio.wait_for(future, LOG_TIMEOUT_S)
         except TimeoutError:
-            raise UnavailableError(f"{node} did not send the log of rank {rank} in {LOG_TIMEOUT_S:.0f} s.") from None
+            why = f"{node} did not send the log of rank {asked.rank} in {LOG_TIMEOUT_S:.0f} s."
+            raise UnavailableError(why) from None
         finally:
             del self._log_requests[request]
-        if chunk.error:
-            raise NotFoundError(chunk.error)
-        return LogText(text=chunk.text, next_offset=chunk.next_offset, attempt=chunk.attempt)
 
     async def shutdown(self) -> None:
         self._stop()
 
     # --- what others tell the service
+
+    def reported(self, node: str, event: AnyEvent) -> None:
+        """A report of a supervisor's came; one may be the answer to an injection."""
+        answer = self._injections.get(node)
+        if answer is None or answer.done():
+            return
+        if isinstance(event, FaultInjected):
+            answer.set_result("")
+        elif isinstance(event, CommandFailed) and event.command == "inject":
+            answer.set_result(event.error)
 
     def log_chunk(self, _: str, chunk: LogChunk) -> None:
         future = self._log_requests.get(chunk.request)

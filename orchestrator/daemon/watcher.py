@@ -15,7 +15,7 @@ from orchestrator.detectors.gang import GangFold, GangTarget
 from orchestrator.detectors.hang import HangDetector
 from orchestrator.detectors.node_loss import NodeLossDetector
 from orchestrator.link.messages import Hello, LogChunk, Report, WorkerStatus
-from orchestrator.recovery.events import NodeLost, NodeReady, RunEvent, WorkerHung
+from orchestrator.recovery.events import AnyEvent, NodeLost, NodeReady, RunEvent, WorkerHung
 from orchestrator.recovery.state import Cause, Decision, RecoveryPhase, RunPhase, RunState, State
 
 log = structlog.get_logger("watcher")
@@ -46,12 +46,14 @@ class Watcher:
         state: Callable[[], State],
         ack: Callable[[str, int], None],
         on_log: Callable[[str, LogChunk], None],
+        on_report: Callable[[str, AnyEvent], None],
         superseded: Callable[[str], None],
     ) -> None:
         self._cluster = cluster
         self._state = state
         self._ack = ack
         self._on_log = on_log
+        self._on_report = on_report
         self._superseded = superseded
         self._folds: dict[str, GangFold] = {}
         self._hangs: dict[str, HangDetector] = {}
@@ -94,6 +96,7 @@ class Watcher:
             self._ack(node, report.cursor)
 
         self._cluster.put(event, settled)
+        self._on_report(node, event)
 
     def statuses(self, node: str, workers: tuple[WorkerStatus, ...]) -> None:
         now_ns = self._cluster.now_ns()

@@ -91,6 +91,7 @@ class Inject(msgspec.Struct, frozen=True, kw_only=True, tag="inject"):
 
     fault: str
     details: dict[str, int | str] = {}
+    who: str = "operator"
 
 
 class ReadLog(msgspec.Struct, frozen=True, kw_only=True, tag="read_log"):

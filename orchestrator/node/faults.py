@@ -59,7 +59,7 @@ class Injector:
             self._fail(order, str(error))
             return
         if order.fault not in ("reset", "reboot"):
-            self._report(FaultInjected(node=self._node, fault=order.fault), time.monotonic_ns())
+            self._report(FaultInjected(node=self._node, fault=order.fault, who=order.who), time.monotonic_ns())
         act()
 
     def _prepare(self, order: Inject) -> Callable[[], object]:

@@ -9,6 +9,7 @@ import pytest
 from cluster_harness import STEPS, EmbeddedCluster, kill, wait_for
 
 from orchestrator import daemon_control
+from orchestrator.cli.errors import CliError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -55,6 +56,11 @@ def test_a_second_run_queues_and_says_why(cluster: EmbeddedCluster) -> None:
             cluster.client.post(f"/v1/runs/{run}/cancel")
     wait_for(lambda: not cluster.client.get("/v1/health")["queue"], "an empty queue")
     assert {cluster.run(run)["phase"] for run in (first, second)} == {"cancelled"}
+
+
+def test_a_fault_that_cannot_be_is_refused_with_the_reason(cluster: EmbeddedCluster) -> None:
+    with pytest.raises(CliError, match="did not do 'kill_worker'"):
+        cluster.client.post("/v1/faults", {"fault": "kill_worker", "node": "node-1"})
 
 
 def test_bridge(cluster: EmbeddedCluster, reference: str) -> None:

@@ -125,7 +125,7 @@ def test_other_data_is_refused_on_resume(
     run.start()
     for rank in range(4):
         run.wait_exit(rank)
-    details = [m["detail"] for m in run.of_type("fault") if m["kind"] == "data"]
+    details = [m["detail"] for m in run.of_type("fault") if m["kind"] == "config"]
     assert details
     assert all("seed" in detail for detail in details)
 
