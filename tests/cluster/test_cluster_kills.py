@@ -60,7 +60,7 @@ def test_a_second_run_queues_and_says_why(cluster: EmbeddedCluster) -> None:
 
 def test_a_fault_that_cannot_be_is_refused_with_the_reason(cluster: EmbeddedCluster) -> None:
     with pytest.raises(CliError, match="did not do 'kill_worker'"):
-        cluster.client.post("/v1/faults", {"fault": "kill_worker", "node": "node-1"})
+        cluster.client.post("/v1/faults", {"fault": "kill_worker", "node": "node-1", "details": {"run": "nobody"}})
 
 
 def test_bridge(cluster: EmbeddedCluster, reference: str) -> None:
