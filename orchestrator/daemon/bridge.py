@@ -39,10 +39,6 @@ class Bridge:
         self.nodes: list[dict[str, Any]] = []
         self.restarts = 0
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
-
     async def start(self) -> int:
         """Returns the epoch that this daemon took. Raises BridgeRefusedError."""
         await self._spawn(take_epoch=True)

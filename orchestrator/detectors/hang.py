@@ -55,7 +55,3 @@ class HangDetector:
         if not self.advanced_ns or silent_s <= self.deadline_s():
             return None
         return f"no step since step {self._step} for {silent_s:.1f} s; its steps allow {self.deadline_s():.1f} s"
-
-    def due_ns(self) -> int:
-        """When the verdict would fall if nothing comes."""
-        return self.advanced_ns + round(self.deadline_s() * 1e9)
