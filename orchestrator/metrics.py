@@ -26,6 +26,7 @@ BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.
 LIVE = (
     ("holdfast_run_loss", "loss", "Loss of the newest step."),
     ("holdfast_run_grad_norm", "grad_norm", "Global gradient norm of the newest step."),
+    ("holdfast_run_skipped_steps", "skipped", "Steps that did not change the weights: outliers, or not finite twice."),
     ("holdfast_run_tokens_per_second", "tokens_per_s", "Tokens trained a second by the whole world."),
 )
 

@@ -1,4 +1,4 @@
-"""`python -m trainer train | params | data | check | store`.
+"""`python -m trainer train | params | data | check | checkpoint | export | import | generate | store`.
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 invalid configuration, 4 no such file (check).
 """
@@ -17,7 +17,9 @@ from typing import NoReturn
 from trainer.train.hooks import Hooks, NoHooks
 
 EXIT_INVALID = 3
-USAGE = "usage: python -m trainer {train --config FILE | params MODEL | data ... | check FILE | store ...}"
+USAGE = """usage: python -m trainer {train --config FILE | params MODEL | data ... | check FILE | export SOURCE OUT |
+                          import SOURCE OUT | checkpoint {list | verify | show | export-dcp} PATH |
+                          generate --model FOLDER --prompt TEXT | store ...}"""
 
 
 def main(argv: list[str], hooks: Hooks | None = None) -> int:
@@ -36,6 +38,18 @@ def main(argv: list[str], hooks: Hooks | None = None) -> int:
             from trainer import config_cli
 
             return config_cli.main(rest)
+        case "export" | "import":
+            from trainer.hugging_face import cli as hugging_face_cli
+
+            return hugging_face_cli.main(command, rest)
+        case "checkpoint":
+            from trainer.checkpoint import cli as checkpoint_cli
+
+            return checkpoint_cli.main(rest)
+        case "generate":
+            from trainer import generate_cli
+
+            return generate_cli.main(rest)
         case "store":
             from trainer import store
 
@@ -54,6 +68,7 @@ def _train(argv: list[str], hooks: Hooks) -> int:
     from trainer.config_parse import ConfigError
     from trainer.data.errors import DataError
     from trainer.train import loop
+    from trainer.train.step import UnstableError
 
     try:
         if os.environ.get("HOLDFAST_WORKER_SOCKET"):
@@ -62,6 +77,9 @@ def _train(argv: list[str], hooks: Hooks) -> int:
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"error: {path}: {error}", file=sys.stderr)
         return EXIT_INVALID
+    except UnstableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _params(argv: list[str]) -> int:
@@ -76,9 +94,11 @@ def _params(argv: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INVALID
-    for part, count in count_by_part(spec).items():
+    parts, total = count_by_part(spec), count_parameters(spec)
+    for part, count in parts.items():
         print(f"{count:>15,}  {part}")
-    print(f"{count_parameters(spec):>15,}  total")
+    print(f"{total - parts['embedding']:>15,}  total without the embedding")
+    print(f"{total:>15,}  total")
     return 0
 
 

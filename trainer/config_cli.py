@@ -10,9 +10,13 @@ import json
 import sys
 from pathlib import Path
 
+from trainer.checkpoint.urls import StorageError, open_url
 from trainer.config import TrainConfig, check, check_layout, load
 from trainer.data.errors import DataError
 from trainer.data.token_files import open_token_files
+from trainer.evaluate.sets import open_sets
+from trainer.hugging_face.configuration import check_config
+from trainer.hugging_face.errors import HuggingFaceError
 from trainer.model.presets import model_config
 
 
@@ -39,7 +43,31 @@ def problems_of(path: Path, world_size: int = 0) -> list[dict[str, str]]:
     if problems:
         return problems
     config = load(path)
-    return [*_model_and_data(config), *(check_layout(config, world_size) if world_size else [])]
+    problems = [*_model_and_data(config), *_storage(config), *_first_weights(config)]
+    return [*problems, *(check_layout(config, world_size) if world_size else [])]
+
+
+def _storage(config: TrainConfig) -> list[dict[str, str]]:
+    try:
+        if "://" in config.checkpoint.path:
+            open_url(config.checkpoint.path)
+    except StorageError as error:
+        return [{"key": "checkpoint.path", "message": str(error)}]
+    return []
+
+
+def _first_weights(config: TrainConfig) -> list[dict[str, str]]:
+    """Of the folder's config.json; its weights are read when a run begins."""
+    if not config.init_from:
+        return []
+    try:
+        spec = model_config(config.model.name, config.model.overrides)
+        check_config(Path(config.init_from), spec, tuple(config.init_changes))
+    except HuggingFaceError as error:
+        return [{"key": "init_from", "message": str(error)}]
+    except ValueError:  # no such model, which is a problem of its own
+        pass
+    return []
 
 
 def _model_and_data(config: TrainConfig) -> list[dict[str, str]]:
@@ -52,9 +80,13 @@ def _model_and_data(config: TrainConfig) -> list[dict[str, str]]:
     except (DataError, OSError) as error:
         return [{"key": "data.mix" if config.data.mix else "data.paths", "message": str(error)}]
     needed = config.batch_tokens // config.data.sequence_length
-    if instances < needed:
+    if instances < needed and config.data.packing == "none":  # packed ones are known once all tokens were read
         message = f"the token files hold {instances} sequences of {config.data.sequence_length}, a batch is {needed}"
         return [{"key": "batch_tokens", "message": message}]
+    try:
+        open_sets(config.evaluation, config.data, vocab_size)
+    except (DataError, OSError) as error:
+        return [{"key": "evaluation", "message": str(error)}]
     return []
 
 

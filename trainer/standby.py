@@ -31,12 +31,12 @@ def warm_up() -> float:
     begin = time.monotonic()
     os.environ.update(dict.fromkeys(_POOLS, "1"))  # else numpy's and torch's BLAS start threads at import
     import torch
+    import torch._dynamo  # FSDP2 imports it when it first shards a module, which takes half as long as torch itself
     import torch.distributed.fsdp
 
     import trainer.store
     import trainer.train.loop  # noqa: F401
 
-    torch.optim.AdamW([torch.zeros(1)])  # imports torch._dynamo, which takes seconds
     with torch.device("meta"):  # the first use imports torch's reference operators
         torch.empty(1)
     gc.collect()

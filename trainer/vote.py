@@ -3,7 +3,8 @@
 After the backward pass each rank waits for its own reductions, then all gather each rank's ballot. Whoever holds all
 ballots knows that every rank holds its whole reduced gradient, so the step can be finished everywhere, even by a rank
 that lost the vote and is sent the ballots later. Norm and loss are summed from the ballots in rank order: the same bits
-on all ranks. Replicas of a shard must have voted the same norm, bit for bit: a free check for silent corruption.
+on all ranks. Replicas of a shard must have voted the same norm, bit for bit: a free check for silent corruption. Whether
+the step is an outlier follows from them and the window before the step, which is equal on all ranks, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from trainer.outliers import Window
 from trainer.parallel.layout import Layout
 
 BALLOT_FIELDS = 6
@@ -43,15 +45,12 @@ class Ballot:
         step, tries, norm, loss, wants_save, faulty = fields
         return cls(step, tries, _float(norm), _float(loss), bool(wants_save), bool(faulty))
 
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.squared_norm) and math.isfinite(self.loss)
-
 
 class Outcome(StrEnum):
     UPDATE = "update"
     RETRY = "retry"  # not finite: the same step again
     SKIP = "skip"  # not finite again: the step counts, weights and moments stay as they are
+    OUTLIER = "outlier"  # finite, but far above the last steps: skipped, too
     FAULT = "fault"  # a rank gave it up
     DIVERGED = "diverged"  # ranks disagree on what must be equal
 
@@ -70,11 +69,11 @@ class Verdict:
     @property
     def finishes(self) -> bool:
         """Whether the step counts as done once it is carried out."""
-        return self.outcome in (Outcome.UPDATE, Outcome.SKIP)
+        return self.outcome in (Outcome.UPDATE, Outcome.SKIP, Outcome.OUTLIER)
 
 
-def tally(ballots: Sequence[Ballot], layout: Layout) -> Verdict:
-    """The verdict of one ballot a rank, in rank order."""
+def tally(ballots: Sequence[Ballot], layout: Layout, window: Window, sigma: float) -> Verdict:
+    """The verdict of one ballot a rank, in rank order. `window` is of the steps before; `sigma` 0 lets outliers pass."""
     step, tries = ballots[0].step, ballots[0].tries
     # Each shard counts once: replica 0's ranks are the first.
     norm = math.sqrt(_sum(ballot.squared_norm for ballot in ballots[: layout.shards]))
@@ -87,14 +86,31 @@ def tally(ballots: Sequence[Ballot], layout: Layout) -> Verdict:
     if any((ballot.step, ballot.tries) != (step, tries) for ballot in ballots):
         return verdict(Outcome.DIVERGED, f"ranks are at different steps: {[(b.step, b.tries) for b in ballots]}")
     if faulty := [rank for rank, ballot in enumerate(ballots) if ballot.faulty]:
-        return verdict(Outcome.FAULT, f"ranks {faulty} gave step {step} up")
+        return verdict(Outcome.FAULT, f"{_listed(faulty)} gave step {step} up")
     if why := _unequal_replicas(ballots, layout):
         return verdict(Outcome.DIVERGED, why)
-    if all(ballot.finite for ballot in ballots):
-        return verdict(Outcome.UPDATE)
-    culprits = [rank for rank, ballot in enumerate(ballots) if not ballot.finite]
-    outcome = Outcome.RETRY if tries < MAX_TRIES else Outcome.SKIP
-    return verdict(outcome, f"loss or gradient of step {step} is not finite on ranks {culprits}")
+    if why := _not_finite(ballots):
+        return verdict(Outcome.RETRY if tries < MAX_TRIES else Outcome.SKIP, f"step {step} is not finite: {why}")
+    if why := window.why_outlier(loss, norm, sigma):
+        return verdict(Outcome.OUTLIER, f"step {step} is an outlier: {why}")
+    return verdict(Outcome.UPDATE)
+
+
+def _not_finite(ballots: Sequence[Ballot]) -> str:
+    """Whose loss and whose reduced gradient; empty when all are finite.
+
+    A loss is its rank's own. A gradient was summed over ranks, so it tells where the value ended, not where it arose.
+    """
+    losses = [rank for rank, ballot in enumerate(ballots) if not math.isfinite(ballot.loss)]
+    norms = [rank for rank, ballot in enumerate(ballots) if not math.isfinite(ballot.squared_norm)]
+    named = (("loss", losses), ("reduced gradient", norms))
+    return ", ".join(f"{what} of {_listed(ranks)}" for what, ranks in named if ranks)
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    """Eight by number: a thousand say no more."""
+    more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:8]))}{more}"
 
 
 def _unequal_replicas(ballots: Sequence[Ballot], layout: Layout) -> str:

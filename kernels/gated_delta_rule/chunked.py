@@ -50,7 +50,7 @@ def chunk_gated_delta_rule(
         q, k, v, g, beta,
         scale=scale, normalize_qk=normalize_qk, initial_state=initial_state, document_ids=document_ids,
     )  # fmt: skip
-    batch, length, heads, _ = q.shape
+    batch, length, heads, _ = x.q.shape
     size = min(chunk_size, length)
     q_c, k_c, v_c = (_to_chunks(tensor, size) for tensor in (x.q, x.k, x.v))
     g_c, beta_c = (_to_chunks(tensor[..., None], size) for tensor in (x.g, x.beta))

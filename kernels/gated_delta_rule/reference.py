@@ -27,8 +27,8 @@ def recurrent_gated_delta_rule(
     eigenvalues (Grazzi et al., arXiv:2411.12537).
 
     Args:
-        q, k: [B, T, H, K], any floating dtype. With `normalize_qk` they are L2-normalised over K first.
-        v: [B, T, H, V].
+        q, k: [B, T, HQ, K], any floating dtype. With `normalize_qk` they are L2-normalised over K first.
+        v: [B, T, H, V]; H is a multiple of HQ, and value head h reads key head h // (H / HQ).
         g: [B, T, H], the log of the decay, <= 0.
         beta: [B, T, H], in [0, 2].
         scale: of q; K^-0.5 by default.

@@ -14,6 +14,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from kernels.precision import accumulation_dtype
 from kernels.short_conv.reference import check_channels, same_document
 
+MAX_KERNEL_WIDTH = 4  # of the Triton form, whose backward kernel keeps a row of each tap in registers
+
 
 def short_convolution(x: Tensor, weight: Tensor, *, document_ids: Tensor | None = None) -> Tensor:
     """The same function as `reference.short_convolution`; args, returns and raises as there."""

@@ -11,10 +11,10 @@ from orchestrator.link.messages import WorkerStatus
 
 
 def live_view(workers: Iterable[WorkerStatus]) -> dict[str, Any]:
-    """{"step", "loss", "grad_norm", "step_ms", "tokens_per_s", "phases", "workers"}; {} without workers.
+    """{"step", "skipped", "loss", "grad_norm", "step_ms", "tokens_per_s", "phases", "workers"}; {} without workers.
 
-    `step` is the one that all ranks have completed; loss and norm are of the rank that spoke last; `tokens_per_s` is of
-    the whole world: tokens of a step, all steps being alike, over the time of the slowest rank.
+    `step` is the one that all ranks have completed; loss, norm and skipped steps are of the rank that spoke last;
+    `tokens_per_s` is of the whole world: tokens of a step, all steps being alike, over the time of the slowest rank.
     """
     newest = {w.rank: w for w in sorted(workers, key=lambda w: w.attempt)}
     ranks = sorted(newest.values(), key=lambda w: w.rank)
@@ -27,6 +27,7 @@ def live_view(workers: Iterable[WorkerStatus]) -> dict[str, Any]:
     step_ms = max(w.step_ms for w in ranks)
     return {
         "step": min(w.step for w in ranks),
+        "skipped": last.skipped,
         "loss": last.loss,
         "grad_norm": last.grad_norm,
         "step_ms": step_ms,

@@ -50,6 +50,7 @@ def _facts(run: dict[str, Any]) -> RenderableType:
         facts["training"] = (
             f"loss {live['loss']:.4f}, gradient norm {live['grad_norm']:.3f}, "
             f"{duration(live['step_ms'] / 1e3)} a step, {count(live['tokens_per_s'])} tokens/s"
+            + (f", {plural(live['skipped'], 'step')} skipped" if live.get("skipped") else "")
         )
     for name, value in facts.items():
         table.add_row(Text(name, "bright_black"), Text(value))

@@ -171,7 +171,9 @@ class Watcher:
         detector = self._hangs.setdefault(run.run, HangDetector())
         if run.phase != RunPhase.RUNNING or not run.plan.speaks_protocol:
             return  # a recovery has deadlines of its own; a plain command says nothing of its steps
-        detector.observe(run.attempt, self._folds[run.run].completed_step(target_of(run)), now_ns)
+        fold, target = self._folds[run.run], target_of(run)
+        detector.observe(run.attempt, fold.completed_step(target), now_ns)
+        detector.evaluating(fold.evaluating_ns(target))
         evidence = detector.verdict(now_ns)
         if evidence and (run.run, run.attempt) not in self._said_hung:
             self._said_hung.add((run.run, run.attempt))

@@ -73,6 +73,10 @@ class GangFold:
         gang = self._gang(target)
         return min((w.step for w in gang), default=0) if len(gang) == target.world_size else 0
 
+    def evaluating_ns(self, target: GangTarget) -> int:
+        """When a rank of the attempt last said that it evaluates; 0 when none does."""
+        return max((self._observed_ns[w.rank] for w in self._gang(target) if w.phase == "evaluate"), default=0)
+
     def events(self, target: GangTarget, now_ns: int) -> list[RunEvent]:
         gang = self._gang(target)
         if len(gang) < target.world_size:

@@ -34,6 +34,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     loss: float = 0.0
     grad_norm: float = 0.0
     tokens: int = 0
+    skipped: int = 0  # steps that did not change the weights, since the run began
     step_ms: float = 0.0
     data_ms_total: float = 0.0  # since the trainer joined the attempt
     checkpoint_ms_total: float = 0.0

@@ -36,6 +36,7 @@ class Progress(msgspec.Struct, frozen=True):
     step_ms: float = 0.0
     data_ms: float = 0.0
     checkpoint_ms: float = 0.0
+    skipped: int = 0
 
 
 class Checkpoint(msgspec.Struct, frozen=True):

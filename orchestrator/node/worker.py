@@ -100,7 +100,7 @@ class Worker:
         if view.phase == "starting":
             view.phase = "train"
         view.step, view.tokens, view.step_ms, view.said_ns = said.step, said.tokens, said.step_ms, now_ns
-        view.loss, view.grad_norm = _finite(said.loss), _finite(said.grad_norm)
+        view.loss, view.grad_norm, view.skipped = _finite(said.loss), _finite(said.grad_norm), said.skipped
         view.data_ms_total += said.data_ms
         view.checkpoint_ms_total += said.checkpoint_ms
         return first
@@ -122,6 +122,7 @@ class Worker:
             loss=view.loss,
             grad_norm=view.grad_norm,
             tokens=view.tokens,
+            skipped=view.skipped,
             step_ms=view.step_ms,
             data_ms_total=view.data_ms_total,
             checkpoint_ms_total=view.checkpoint_ms_total,
@@ -143,6 +144,7 @@ class _View:
         self.loss = 0.0
         self.grad_norm = 0.0
         self.tokens = 0
+        self.skipped = 0
         self.step_ms = 0.0
         self.data_ms_total = 0.0
         self.checkpoint_ms_total = 0.0

@@ -214,8 +214,9 @@ class WorkerExited(RunEvent, frozen=True, kw_only=True):
 class WorkerFault(RunEvent, frozen=True, kw_only=True):
     """A trainer reports an error of its own.
 
-    `fault` is exception, not_finite, out_of_memory, data, config, checkpoint, divergence or peer. `peer` means only
-    that another rank went away: it is a symptom, never a cause. `config` cannot be mended by another attempt.
+    `fault` is exception, not_finite, out_of_memory, data, config, checkpoint, divergence, unstable or peer. `peer` means
+    only that another rank went away: it is a symptom, never a cause. `config` and `unstable` (too many steps in a row were
+    skipped) cannot be mended by another attempt.
     """
 
     rank: int

@@ -10,6 +10,11 @@ from orchestrator.recovery.events import CommandFailed, StoreLost, WorkerExited,
 from orchestrator.recovery.state import RecoveryPhase, RunPhase, RunState, Trouble
 
 UNKNOWN = "unknown"
+# Faults after which the run has failed, each with why another attempt can't help.
+FINAL = {
+    "config": "no other attempt can mend that",
+    "unstable": "another attempt would compute the same again",
+}
 
 
 def belongs(run: RunState, rank: int, node: str) -> bool:
@@ -119,9 +124,9 @@ def on_fault(draft: Draft, run: RunState, event: WorkerFault) -> None:
     if not belongs(run, event.rank, event.node) or not (leaving or failure.active(run)):
         draft.say(f"Run {run.run}: {who} is in no attempt: its {event.fault} changes nothing.")
         return
-    if event.fault == "config":
+    if event.fault in FINAL:
         draft.say(f"Run {run.run}: {sentence}.")
-        run_machine.end(draft, run, RunPhase.FAILED, f"{sentence}; no other attempt can mend that")
+        run_machine.end(draft, run, RunPhase.FAILED, f"{sentence}; {FINAL[event.fault]}")
         return
     if event.fault != "peer":
         trouble = Trouble(cause="worker_fault", node=event.node, rank=event.rank, sentence=sentence)

@@ -17,6 +17,11 @@ from orchestrator.spec.document import dump
 from orchestrator.spec.secrets import redacted
 
 TRAINER_FILE = "trainer.yaml"  # docs/worker-protocol.md, "Files of a run"
+# Fields of the trainer's sections that name files.
+_PATHS = {
+    "data": ("paths", "mix", "mix_base", "label_masks", "work_dir"),
+    "checkpoint": ("path", "local_path"),
+}
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -87,10 +92,13 @@ class RunSpec(_Section):
         if self.work.trainer is None:
             return None
         config = {**self.work.trainer, "run_dir": str(run_dir)}
-        for section, key in (("data", "paths"), ("data", "mix"), ("checkpoint", "path")):
-            holder = config.get(section)
-            if isinstance(holder, dict) and holder.get(key):
-                config[section] = {**holder, key: self._resolved(holder[key])}
+        for section, keys in _PATHS.items():
+            if isinstance(config.get(section), dict):
+                config[section] = self._with_paths(config[section], keys)
+        if isinstance(config.get("evaluation"), dict):
+            config["evaluation"] = self._evaluation_with_paths(config["evaluation"])
+        if config.get("init_from"):
+            config["init_from"] = self._resolved(config["init_from"])
         return config
 
     def workload(self, run_dir: Path | str) -> dict[str, Any]:
@@ -120,10 +128,23 @@ class RunSpec(_Section):
         """The spec as plain values, secrets hidden: may be journaled and shown."""
         return {**self.model_dump(exclude_none=True, by_alias=True), "env": redacted(self.env)}
 
+    def _with_paths(self, holder: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+        return {**holder, **{key: self._resolved(holder[key]) for key in keys if holder.get(key)}}
+
+    def _evaluation_with_paths(self, section: dict[str, Any]) -> dict[str, Any]:
+        """Its tokenizer may be the word byte; its sets are a list."""
+        found = self._with_paths(section, () if section.get("tokenizer") == "byte" else ("tokenizer",))
+        if isinstance(found.get("sets"), list):
+            keys = ("paths", "mix", "texts")
+            found["sets"] = [self._with_paths(each, keys) if isinstance(each, dict) else each for each in found["sets"]]
+        return found
+
     def _resolved(self, value: Any) -> Any:
         if isinstance(value, list):
             return [self._resolved(v) for v in value]
-        return os.path.normpath(self._folder / value) if isinstance(value, str) else value
+        if not isinstance(value, str) or "://" in value:
+            return value
+        return os.path.normpath(self._folder / value)
 
     def _existing(self, word: str) -> str:
         """A word of a command that names a file beside the spec becomes absolute: ranks run in another folder."""

@@ -201,6 +201,7 @@ class FakeService:
             loss=2.5,
             grad_norm=0.7,
             tokens=91 * 2048,
+            skipped=2,
             step_ms=50,
         )
         return live_view([status])

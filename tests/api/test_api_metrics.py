@@ -48,6 +48,7 @@ def test_the_figures_are_the_ledgers(api):
     assert _value(families, "holdfast_run_loss", run="tiny") == 2.5
     assert _value(families, "holdfast_run_step", run="tiny") == 91
     assert _value(families, "holdfast_run_tokens_per_second", run="tiny") == pytest.approx(2048 / 0.05)
+    assert _value(families, "holdfast_run_skipped_steps", run="tiny") == 2
 
 
 def test_states_are_one_hot(api):

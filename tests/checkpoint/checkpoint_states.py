@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from trainer.checkpoint.attempt import ShardTensor
-from trainer.checkpoint.manifest import CheckpointMeta
+from trainer.checkpoint.errors import CheckpointDamagedError
+from trainer.checkpoint.image import ShardTensor
+from trainer.checkpoint.manifest import CheckpointMeta, Manifest
+from trainer.checkpoint.proof import prove
+from trainer.checkpoint.reader import find
 from trainer.checkpoint.slices import chunk
 from trainer.checkpoint.writer import AsyncWriter
 
@@ -42,8 +46,27 @@ def save_all(root: Path, step: int, state=None, *, shards: int = 2, attempt: int
     writers = [AsyncWriter(root, shard, shards, attempt, **options) for shard in range(shards)]
     for shard, writer in enumerate(writers):
         writer.save(step, shard_state(state or make_state(step), shards, shard), CheckpointMeta(step, step * 64, 1))
-    assert all(writer.wait(PATIENCE_S) for writer in writers)
+    assert all(writer.settle(PATIENCE_S) for writer in writers)
     return [outcome for writer in writers for outcome in writer.poll()]
+
+
+class NewestProven(NamedTuple):
+    """`path` and `manifest` are None when none proves. `rejected`: newer ones that were passed over, and why."""
+
+    path: Path | None
+    manifest: Manifest | None
+    rejected: list[tuple[Path, str]]
+
+
+def newest_proven(root: Path) -> NewestProven:
+    """What a restart goes on from, every byte of it read."""
+    rejected: list[tuple[Path, str]] = []
+    for path in find(root):
+        try:
+            return NewestProven(path, prove(path), rejected)
+        except CheckpointDamagedError as error:
+            rejected.append((path, error.why))
+    return NewestProven(None, None, rejected)
 
 
 def leftovers(root: Path) -> list[str]:

@@ -3,6 +3,7 @@
     python crash_harness.py points ROOT     SIGKILL before and after each file operation of a save, one after another
     python crash_harness.py random ROOT     SIGKILL at seeded random moments of endless saving
     python crash_harness.py limit ROOT      saves under a file size limit, which fails in the middle of a write
+    python crash_harness.py tiers ROOT      SIGKILL at each file operation of a save to a local tier and its upload
 
 Forks from one process that has imported torch already, so that a death costs milliseconds.
 """
@@ -20,12 +21,16 @@ import time
 from pathlib import Path
 
 import torch
-from checkpoint_states import leftovers, save_all, shard_state
+from checkpoint_states import PATIENCE_S, leftovers, make_state, newest_proven, save_all, shard_state
 
-from trainer.checkpoint import attempt as attempt_module
+from trainer.checkpoint import local as local_module
+from trainer.checkpoint import tiers as tiers_module
+from trainer.checkpoint.blocks import prove_blocks
+from trainer.checkpoint.local import LocalTier
 from trainer.checkpoint.manifest import CheckpointMeta
-from trainer.checkpoint.reader import find, newest_proven
-from trainer.checkpoint.writer import AsyncWriter, SaveFailed
+from trainer.checkpoint.outcomes import SaveFailed
+from trainer.checkpoint.reader import find
+from trainer.checkpoint.writer import AsyncWriter, LocalPlan
 
 SHARDS = 2
 
@@ -71,7 +76,8 @@ class DieAt:
     def install(self) -> None:
         for name in ("mkdir", "rename", "fsync"):
             setattr(os, name, self._around(getattr(os, name)))
-        attempt_module.save_file = self._around(self._torn(attempt_module.save_file))
+        for module in (tiers_module, local_module):
+            module.write_blocks = self._around(self._torn(module.write_blocks))
 
     def _around(self, operation):
         def wrapped(*arguments, **options):
@@ -83,12 +89,13 @@ class DieAt:
         return wrapped
 
     def _torn(self, operation):
-        def wrapped(tensors, path):
-            operation(tensors, path)
+        def wrapped(path, *arguments):
+            digests = operation(path, *arguments)
             whole = path.read_bytes()
             path.write_bytes(whole[: len(whole) // 2])
             self.point()
             path.write_bytes(whole)
+            return digests
 
         return wrapped
 
@@ -148,7 +155,61 @@ def limit_file_size(root: Path) -> list[dict]:
     return [*seen, observe(root)]
 
 
+def save_through_local(root: Path, step: int, attempt: int) -> None:
+    """A save by all shards to one node's disk, and its upload; first the uploads that an earlier attempt owes."""
+    tier = LocalTier(root / "local", 2, frozenset(range(SHARDS)))
+    writers = [AsyncWriter(root / "durable", shard, SHARDS, attempt) for shard in range(SHARDS)]
+    for writer in writers:
+        writer.use_local(LocalPlan(tier, attempt))
+    for save_id, shards in sorted(tier.saves().items()):
+        owed = not (root / "durable" / f"step-{save_id.step:08d}").exists() and len(shards.sidecars) == SHARDS
+        for shard, writer in enumerate(writers) if owed else ():
+            writer.upload(tier.shard(save_id, shard, SHARDS))
+    for shard, writer in enumerate(writers):
+        writer.save(step, shard_state(make_state(step), SHARDS, shard), CheckpointMeta(step, step, 1))
+    assert all(writer.settle(PATIENCE_S) for writer in writers)
+
+
+def kill_between_tiers(root: Path) -> list[dict]:
+    """Each death is of a save of its own step; the next attempt saves a later one and uploads what is owed."""
+    save_through_local(root, 1, 1)
+    seen = []
+    for due in range(1, 1000):
+
+        def dying(due: int = due) -> None:
+            DieAt(due).install()
+            save_through_local(root, 10 * due, 2 * due)
+
+        survived = forked(dying) == 0
+        local = LocalTier(root / "local", 2, frozenset(range(SHARDS)))
+        for shards in local.saves().values():
+            for sidecar in shards.sidecars:
+                prove_blocks(shards.folder, sidecar)
+        newest = newest_proven(root / "durable")
+        whole = [save_id.step for save_id, shards in local.saves().items() if len(shards.sidecars) == SHARDS]
+        save_through_local(root, 10 * due + 5, 2 * due + 1)
+        durable = [int(path.name.removeprefix("step-")) for path in find(root / "durable")]
+        seen.append(
+            {
+                "due": due,
+                "survived": survived,
+                "rejected": [why for _, why in newest.rejected],
+                "owed": [step for step in whole if step not in durable],
+                "lost": [step for step in [1, *(10 * past + 5 for past in range(1, due + 1))] if step not in durable],
+                "leftovers": leftovers(root / "durable"),
+            }
+        )
+        if survived:
+            break
+    return seen
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    modes = {"points": kill_at_each_point, "random": kill_at_random, "limit": limit_file_size}
+    modes = {
+        "points": kill_at_each_point,
+        "random": kill_at_random,
+        "limit": limit_file_size,
+        "tiers": kill_between_tiers,
+    }
     print(json.dumps(modes[sys.argv[1]](Path(sys.argv[2]))))

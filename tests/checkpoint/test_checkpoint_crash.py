@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoint_states import leftovers, save_all
+from checkpoint_states import leftovers, newest_proven, save_all
 
-from trainer.checkpoint import attempt as attempt_module
-from trainer.checkpoint.reader import find, newest_proven
-from trainer.checkpoint.writer import Committed, SaveFailed
+from trainer.checkpoint import tiers as tiers_module
+from trainer.checkpoint.outcomes import Committed, SaveFailed
+from trainer.checkpoint.reader import find
 
 
 def harness(mode: str, root: Path) -> list[dict]:
@@ -56,13 +56,24 @@ def test_a_file_size_limit_fails_the_save_and_nothing_else(tmp_path):
     assert recovered["newest"] == "step-00000200"
 
 
+def test_killed_at_each_file_operation_between_the_tiers(tmp_path):
+    """What was whole on the node's disk arrives in the durable tier with the next attempt; nothing there is lost."""
+    seen = harness("tiers", tmp_path)
+    assert len(seen) > 40
+    assert seen[-1]["survived"]
+    for observed in seen:
+        assert observed["rejected"] == [], observed
+        assert (observed["owed"], observed["lost"]) == ([], []), observed
+        assert observed["leftovers"] == [], observed
+
+
 class FullDisk:
     """The n-th file operation of a save finds the disk full, as do all writes after it until there is room again."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, due: int) -> None:
         self.left = due
         self.failed = False
-        for owner, name in ((os, "fsync"), (attempt_module, "save_file"), (Path, "write_bytes")):
+        for owner, name in ((os, "fsync"), (tiers_module, "write_blocks"), (Path, "write_bytes")):
             monkeypatch.setattr(owner, name, self._failing(getattr(owner, name)))
 
     def _failing(self, operation):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
-from checkpoint_states import leftovers, save_all
+from checkpoint_states import leftovers, newest_proven, save_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.checkpoint.errors import CheckpointDamagedError
-from trainer.checkpoint.manifest import Manifest, read_manifest
-from trainer.checkpoint.reader import find, newest_proven, prove
-from trainer.checkpoint.retention import set_aside
+from trainer.checkpoint.folders import PathFolder
+from trainer.checkpoint.manifest import Manifest, read_manifest, read_sidecar, shard_file, sidecar_file
+from trainer.checkpoint.proof import prove
+from trainer.checkpoint.reader import find
+from trainer.checkpoint.tiers import PathTier
 
 FILES = ["manifest.json"] + [
     f"shard-{shard:05d}-of-00002{suffix}" for shard in (0, 1) for suffix in (".safetensors", ".json")
@@ -79,33 +83,37 @@ def test_a_manifest_that_was_edited_does_not_prove(root):
     assert "digest doesn't match" in passed_over(root)
 
 
-def forge(root, **changes) -> None:
-    """Rewrite the newest manifest with changes and a digest that fits them."""
-    path = root / "step-00000200"
+def forge(path, **changes) -> None:
+    """Rewrite a manifest with changes and a digest that fits them."""
     manifest = read_manifest(path)
     fields = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__}
     (path / "manifest.json").write_text(json.dumps(Manifest(**{**fields, **changes}).to_json()))
 
 
 def test_a_manifest_of_another_step_or_shard_count_does_not_prove(root):
-    forge(root, step=199)
+    forge(root / "step-00000200", step=199)
     assert "the manifest is of step 199" in passed_over(root)
-    forge(root, step=200, shards=3)
+    forge(root / "step-00000200", step=200, shards=3)
     assert "doesn't know shard-00000-of-00003.safetensors" in passed_over(root)
 
 
 def test_shards_that_leave_rows_open_do_not_prove(sound, tmp_path):
+    """Half of a state that was saved by two, made to look like the whole."""
     save_all(tmp_path, 100, shards=1)
-    path = tmp_path / "step-00000100"
-    source = sound / "step-00000100"
-    for suffix in (".safetensors", ".json"):  # half of a state that was saved by two
-        shutil.copy(source / f"shard-00000-of-00002{suffix}", path / f"shard-00000-of-00001{suffix}")
-    files = read_manifest(path).files
-    for name in files:
-        files[name] = read_manifest(source).files[name.replace("00001.", "00002.")]
-    forged = Manifest(100, 1, 1, read_manifest(path).meta, "", files)
-    (path / "manifest.json").write_text(json.dumps(forged.to_json()))
-    with pytest.raises(CheckpointDamagedError, match=r"model.embed: rows 4 to 7 are stored nowhere"):
+    path, source = tmp_path / "step-00000100", sound / "step-00000100"
+    file, half = shard_file(0, 1), shard_file(0, 2)
+    shutil.copy(source / half, path / file)
+    sidecar = replace(read_sidecar(source, 0, read_manifest(source)), file=file, shards=1)
+    text = json.dumps(sidecar.to_json()).encode()
+    (path / sidecar_file(0, 1)).write_bytes(text)
+    forge(
+        path,
+        files={
+            file: {"bytes": sidecar.bytes, "tree_sha256": sidecar.digest},
+            sidecar_file(0, 1): {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()},
+        },
+    )
+    with pytest.raises(CheckpointDamagedError, match=r"count: rows 5 to 9 are stored nowhere"):
         prove(path)
 
 
@@ -130,8 +138,8 @@ def test_other_entries_are_no_checkpoints(root):
 def test_a_damaged_one_set_aside_makes_room_for_its_step(root):
     for number in (0, 1):
         (root / "step-00000200" / "manifest.json").unlink()
-        aside = set_aside(root / "step-00000200")
-        assert aside.name == f".damaged-step-00000200-{number}"
+        PathTier(root).set_aside(PathFolder(root / "step-00000200"))
+        assert (root / f".damaged-step-00000200-{number}").is_dir()
         assert [path.name for path in find(root)] == ["step-00000100"]
         save_all(root, 200, attempt=2 + number)
         assert prove(root / "step-00000200").attempt == 2 + number

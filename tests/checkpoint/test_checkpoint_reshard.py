@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from checkpoint_states import make_state, save_all, shard_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.checkpoint.attempt import ShardTensor
 from trainer.checkpoint.errors import CheckpointDamagedError, CheckpointMismatchError
+from trainer.checkpoint.image import ShardTensor
 from trainer.checkpoint.manifest import CheckpointMeta, StoredTensor
-from trainer.checkpoint.reader import load, stored_tensors
+from trainer.checkpoint.reader import load, open_shards
 from trainer.checkpoint.slices import Slice
 from trainer.checkpoint.writer import AsyncWriter
 
@@ -71,7 +73,7 @@ def test_a_tensor_without_dimensions_is_held_by_one_shard(tmp_path):
     writers[1].save(1, {}, CheckpointMeta(1, 1, 1))
     assert all(writer.wait(60) for writer in writers)
     path = tmp_path / "step-00000001"
-    assert stored_tensors(path) == {"scale": StoredTensor((), "float32", 0, 1)}
+    assert open_shards(path).tensors() == {"scale": StoredTensor((), "float32", 0, 1)}
     loaded = load(path, {"scale": None})["scale"]
     assert loaded.shape == ()
     assert loaded.item() == 2.5
@@ -79,7 +81,7 @@ def test_a_tensor_without_dimensions_is_held_by_one_shard(tmp_path):
 
 def test_stored_tensors_say_global_shapes(stored):
     for path in stored.values():
-        assert stored_tensors(path) == {
+        assert open_shards(path).tensors() == {
             name: StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), 0, len(tensor))
             for name, tensor in make_state().items()
         }
@@ -101,7 +103,7 @@ def test_what_isnt_stored_is_refused(stored, wanted, shapes, message):
 
 def test_an_unreadable_shard_names_the_file(tmp_path):
     [committed] = save_all(tmp_path, 1)
-    (committed.path / "shard-00001-of-00002.safetensors").write_bytes(b"short")
+    (Path(committed.path) / "shard-00001-of-00002.safetensors").write_bytes(b"short")
     assert torch.equal(load(committed.path, {"count": Slice(0, 5)})["count"], torch.arange(5))
     with pytest.raises(CheckpointDamagedError, match=r"shard-00001-of-00002.safetensors"):
         load(committed.path, {"count": None})

@@ -76,3 +76,47 @@ def test_this_interpreters_library_is_prepared_up_to_a_limit(tmp_path, capsys):
     manifest = json.loads(capsys.readouterr().out)
     assert manifest["source_bytes"] == 200000
     assert 2.5 < manifest["unigram_entropy_nats"] < 4
+
+
+@pytest.fixture
+def run_config(tmp_path):
+    """A run over a mix of two labels, with the bytes of known texts."""
+    for name, text in (("a", "hello world. " * 8), ("b", "x = 1\n" * 8)):
+        (tmp_path / f"{name}.npy").write_bytes(b"".join(bytes([byte, 0]) for byte in text.encode()))
+    (tmp_path / "mix.txt").write_text("web,a.npy\ncode,b.npy\n")
+    path = tmp_path / "trainer.yaml"
+    path.write_text(
+        f"run_dir: {tmp_path}\nsteps: 20\nbatch_tokens: 16\nmodel: {{name: olmo_hybrid_tiny}}\n"
+        f"data: {{mix: {tmp_path}/mix.txt, sequence_length: 8}}\n"
+    )
+    return path
+
+
+def test_it_describes_what_a_run_trains_on(run_config, capsys):
+    assert cli.main(["describe", "--config", str(run_config), "--first", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens_by_label"] == {"web": 104, "code": 48}
+    assert (found["files"], found["instances"], found["batches_per_epoch"]) == (2, 13 + 6, 9)
+    assert found["epochs"] == pytest.approx(20 / 9, abs=1e-4)
+    texts = "hello world. " * 8, "x = 1\n" * 8
+    windows = [text[at : at + 8] for text in texts for at in range(0, len(text) - 7, 8)]
+    assert [windows[each["instance"]] for each in found["first"]] == [each["text"] for each in found["first"]]
+    assert len(found["first"]) == 2
+
+
+def test_its_description_can_be_read(run_config, capsys):
+    assert cli.main(["describe", "--config", str(run_config)]) == 0
+    said = capsys.readouterr().out
+    assert "2 files, 152 tokens of uint16" in said
+    assert "104  web" in said
+    assert said.count("instance ") == 2
+
+
+def test_a_configuration_that_cannot_be_described(run_config, tmp_path, capsys):
+    assert cli.main(["describe"]) == 2
+    assert cli.main(["describe", "--config", str(tmp_path / "absent.yaml")]) == 4
+    (tmp_path / "a.npy").unlink()
+    assert cli.main(["describe", "--config", str(run_config)]) == 4
+    run_config.write_text("steps: x\n")
+    assert cli.main(["describe", "--config", str(run_config)]) == 3
+    capsys.readouterr()

@@ -100,3 +100,11 @@ def test_counts_hold_the_gangs_step_and_the_slowest_ranks_stalls_once() -> None:
     assert fold.count(FORMING, COUNT_INTERVAL_NS + 1, force=True) == StepsCounted(
         run="r", attempt=2, step=14, data_stall_ns=2_000_000
     )
+
+
+def test_the_gang_evaluates_as_long_as_one_rank_says_so() -> None:
+    fold = GangFold()
+    fold.update([status(0, "train", restored_step=9, source="peers"), status(1, "evaluate", age_ns=S)], 7 * S)
+    assert fold.evaluating_ns(FORMING) == 6 * S
+    fold.update([status(1, "train", restored_step=9, source="peers")], 8 * S)
+    assert fold.evaluating_ns(FORMING) == 0

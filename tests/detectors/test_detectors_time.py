@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.detectors.hang import FLOOR_S, HangDetector
+from orchestrator.detectors.hang import FLOOR_S, UNKNOWN_S, HangDetector
 from orchestrator.detectors.node_loss import ALONE_S, RETURN_S, SILENT_S, NodeLossDetector
 
 S = 1_000_000_000
@@ -43,6 +43,20 @@ def test_a_new_attempt_starts_the_clock_again() -> None:
     detector, last_ns = trained(0.05)
     detector.observe(2, 5, last_ns + 60 * S)
     assert detector.verdict(last_ns + 61 * S) is None
+
+
+def test_an_evaluation_that_goes_on_is_no_hang_and_one_that_stops_is() -> None:
+    detector, last_ns = trained(0.05)
+    for second in range(100):
+        detector.observe(1, 19, last_ns + second * S)
+        detector.evaluating(last_ns + second * S)
+        assert detector.verdict(last_ns + second * S) is None
+    said_ns = last_ns + 99 * S
+    assert detector.verdict(said_ns + round((UNKNOWN_S - 0.1) * S)) is None  # silent: it may compile
+    assert detector.verdict(said_ns + round((UNKNOWN_S + 0.1) * S))
+    detector.evaluating(0)  # training again
+    assert detector.verdict(said_ns + round((FLOOR_S - 0.1) * S)) is None
+    assert detector.verdict(said_ns + round((FLOOR_S + 0.1) * S))
 
 
 def connected() -> NodeLossDetector:

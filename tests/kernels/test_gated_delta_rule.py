@@ -200,3 +200,34 @@ def test_segment_ids_number_changes_and_are_idempotent() -> None:
     segments = segment_ids(ids)
     assert segments.tolist() == [[0, 0, 1, 1, 2], [0, 0, 0, 0, 0]]
     assert torch.equal(segment_ids(segments), segments)
+
+
+def test_value_heads_of_a_group_share_their_key_head() -> None:
+    inputs = make_inputs(70, heads=6)
+    inputs["q"], inputs["k"] = (make_inputs(70, heads=2, seed=1)[name] for name in ("q", "k"))
+    assert_same(inputs)
+    repeated = {**inputs, "q": inputs["q"].repeat_interleave(3, dim=2), "k": inputs["k"].repeat_interleave(3, dim=2)}
+    assert torch.equal(chunk_gated_delta_rule(**inputs)[0], chunk_gated_delta_rule(**repeated)[0])
+
+
+def test_offsets_and_ids_pack_alike() -> None:
+    """Beside that, each document of the offsets has states of its own, and one without tokens keeps its initial one."""
+    lengths = torch.tensor([0, 30, 1, 0, 64, 35, 0])
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    inputs = make_inputs(130, batch=1)
+    states = torch.zeros(7, *inputs.pop("initial_state").shape[1:], dtype=torch.float64)
+    states[3] = 1.0
+    out, final = gated_delta_rule(**inputs, initial_state=states, output_final_state=True, cu_seqlens=offsets)
+    ids = torch.repeat_interleave(torch.arange(7), lengths)[None]
+    by_ids, last = gated_delta_rule(**inputs, output_final_state=True, document_ids=ids)
+    torch.testing.assert_close(out, by_ids, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(final[5:6], last, rtol=1e-10, atol=1e-10)
+    assert torch.equal(final[[0, 3, 6]], states[[0, 3, 6]])
+
+
+@pytest.mark.parametrize(("offsets", "batch", "ids"), [([0], 1, False), ([0, 9], 2, False), ([0, 9], 1, True)])
+def test_offsets_that_cannot_be_used_are_refused(offsets: list[int], batch: int, ids: bool) -> None:
+    inputs = make_inputs(9, batch=batch)
+    document_ids = torch.zeros(batch, 9, dtype=torch.long) if ids else None
+    with pytest.raises(ValueError, match="cu_seqlens"):
+        gated_delta_rule(**inputs, cu_seqlens=torch.tensor(offsets), document_ids=document_ids)

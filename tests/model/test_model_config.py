@@ -14,8 +14,30 @@ def test_published_models_have_their_published_size() -> None:
     assert count_parameters(model_config("olmo3_7b")) == 7_298_617_344
 
 
-def test_small_models_have_the_size_of_their_names() -> None:
-    assert 1_000_000 <= count_parameters(model_config("olmo_hybrid_1m")) < 1_100_000
+LADDER = {"1m": 1e6, "15m": 15e6, "60m": 60e6, "190m": 190e6, "600m": 600e6, "1b": 1e9}
+
+
+@pytest.mark.parametrize("rung", LADDER)
+def test_ladder_has_the_sizes_of_its_names(rung: str) -> None:
+    """Counted whole; both families within 3% of the name and, 7B aside, within 1% of one another."""
+    hybrid, baseline = (count_parameters(model_config(f"{family}_{rung}")) for family in ("olmo_hybrid", "olmo3"))
+    assert hybrid == pytest.approx(LADDER[rung], rel=0.03)
+    assert baseline == pytest.approx(hybrid, rel=0.01)
+
+
+def test_ladder_keeps_the_shape_of_the_7b() -> None:
+    for name, preset in PRESETS.items():
+        assert preset.pattern == ("GGGA" if name.startswith("olmo_hybrid") else "SSSA")
+        assert preset.layers % 4 == 0
+        if not name.endswith(("1m", "tiny")):
+            assert preset.d_model == 128 * preset.heads
+        parts = count_by_part(preset.spec())
+        real_vocabulary = preset.vocab_size == 100352
+        assert real_vocabulary or parts["embedding"] < 0.1 * sum(parts.values()) or name.endswith(("1m", "tiny"))
+        assert not real_vocabulary or parts["embedding"] + parts["head"] < 0.5 * sum(parts.values())
+
+
+def test_tiny_is_tiny() -> None:
     assert count_parameters(model_config("olmo_hybrid_tiny")) < 100_000
 
 
@@ -55,8 +77,8 @@ def test_specs_are_values() -> None:
 
 
 def test_unknown_model_lists_the_models() -> None:
-    with pytest.raises(ValueError, match=r"olmo_hybrid_1b.*olmo_hybrid_7b, olmo3_7b, olmo_hybrid_1m, olmo_hybrid_tiny"):
-        model_config("olmo_hybrid_1b", {})
+    with pytest.raises(ValueError, match=r"olmo_hybrid_2b.*olmo_hybrid_7b.*olmo_hybrid_1m, olmo_hybrid_tiny, olmo3_7b"):
+        model_config("olmo_hybrid_2b", {})
 
 
 @pytest.mark.parametrize(

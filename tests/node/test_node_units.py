@@ -148,12 +148,12 @@ def test_a_status_counts_stalls_and_knows_no_infinities() -> None:
     worker = Worker("r", 0, 1, speaks=True, log_path=None)
     for step in (5, 6):
         said = protocol.Progress(
-            attempt=1, step=step, loss=float("inf"), grad_norm=None, data_ms=1.5, checkpoint_ms=2.0
+            attempt=1, step=step, loss=float("inf"), grad_norm=None, data_ms=1.5, checkpoint_ms=2.0, skipped=3
         )
         assert worker.take_progress(said, 100) == (step == 5)
     status = worker.status(130)
     assert (status.first_step, status.step, status.loss, status.grad_norm) == (5, 6, 0.0, 0.0)
-    assert (status.data_ms_total, status.checkpoint_ms_total) == (3.0, 4.0)
+    assert (status.data_ms_total, status.checkpoint_ms_total, status.skipped) == (3.0, 4.0, 3)
     assert (status.first_step_age_ns, status.age_ns) == (30, 30)
     worker.ask_join({"type": "join", "attempt": 2}, 2)
     status = worker.status(200)

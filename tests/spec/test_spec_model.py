@@ -84,6 +84,33 @@ def test_the_trainers_file_has_absolute_paths_and_the_run_dir(tmp_path):
     assert stat.S_IMODE((run_dir / "trainer.yaml").stat().st_mode) & 0o077 == 0
 
 
+def test_paths_of_held_out_sets_and_label_masks_begin_at_the_spec_too():
+    more = """\
+    evaluation:
+      tokenizer: TOKENIZER
+      sets:
+        - {name: a, texts: [held/*.jsonl]}
+        - {name: b, mix: mix.txt}
+    batch_tokens: 256
+"""
+    data = "data: {paths: ['tokens/**/*.npy'], label_masks: [masks], mix_base: s3://bucket, "
+    text = TRAINER.replace("    batch_tokens: 256\n", more).replace("data: {paths: [a.npy], ", data)
+    found = spec_of(text.replace("TOKENIZER", "t/tokenizer.json")).trainer_config("/runs/t")
+    assert found["data"]["paths"] == ["/specs/tokens/**/*.npy"]
+    assert (found["data"]["label_masks"], found["data"]["mix_base"]) == (["/specs/masks"], "s3://bucket")
+    assert found["evaluation"]["tokenizer"] == "/specs/t/tokenizer.json"
+    assert found["evaluation"]["sets"] == [
+        {"name": "a", "texts": ["/specs/held/*.jsonl"]},
+        {"name": "b", "mix": "/specs/mix.txt"},
+    ]
+    assert spec_of(text.replace("TOKENIZER", "byte")).trainer_config("/runs/t")["evaluation"]["tokenizer"] == "byte"
+
+
+def test_first_weights_beside_the_spec_are_found():
+    text = TRAINER.replace("    batch_tokens: 256\n", "    batch_tokens: 256\n    init_from: weights/olmo\n")
+    assert spec_of(text).trainer_config("/runs/t")["init_from"] == "/specs/weights/olmo"
+
+
 def test_a_command_writes_no_trainers_file(tmp_path):
     spec_of(COMMAND).write_files(tmp_path / "c")
     assert not (tmp_path / "c").exists()

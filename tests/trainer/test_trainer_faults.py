@@ -7,7 +7,7 @@ import pytest
 from trainer.config_parse import ConfigError
 from trainer.data.errors import DataError, DataMismatchError, VocabularyError
 from trainer.train.faults import classify
-from trainer.train.step import PeerFaultError
+from trainer.train.step import PeerFaultError, UnstableError
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,7 @@ from trainer.train.step import PeerFaultError
         (VocabularyError("part-000.npy: token 9999 at offset 7 is outside the vocabulary"), "config", True),
         (DataMismatchError("the seed differs"), "config", True),
         (DataError("part-000.npy can't be read: Input/output error"), "data", True),
+        (UnstableError("steps 3 to 18 were all skipped"), "unstable", True),
         (PeerFaultError("rank 2 went away"), "peer", False),
         (RuntimeError("[transport/tcp/pair.cc] gloo: Connection closed by peer"), "peer", False),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "exception", True),

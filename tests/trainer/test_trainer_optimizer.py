@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from trainer.config import OptimizerConfig
-from trainer.optimizer import ShardedAdamW, clip_factor, learning_rate, squared_norm
+from trainer.optimizer import ShardedAdamW, clip_factor, squared_norm
 from trainer.train.state import TrainState
 
 NAMES = ("embedding.weight", "blocks.0.op.weight", "head.weight")
@@ -22,19 +24,6 @@ def fresh_state(seed: int = 0) -> TrainState:
 def some_gradients(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(4, 3, generator=generator) for name in NAMES}
-
-
-def test_warm_up_is_linear_and_the_cosine_ends_at_the_last_step() -> None:
-    config = OptimizerConfig(lr=1.0, warmup_steps=4, final_lr_ratio=0.1)
-    rates = [learning_rate(config, step, 24) for step in range(1, 25)]
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert rates[13] == pytest.approx(0.55)
-    assert rates[-1] == pytest.approx(0.1)
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-
-
-def test_a_run_may_be_all_warm_up() -> None:
-    assert learning_rate(OptimizerConfig(lr=1.0, warmup_steps=8), 8, 8) == 1.0
 
 
 def test_clipping_is_torchs() -> None:
@@ -70,7 +59,7 @@ def test_updates_are_those_of_adamw_with_no_decay_on_the_embedding() -> None:
         betas=config.betas,
         eps=config.eps,
     )
-    sharded = ShardedAdamW(config, state)
+    sharded = ShardedAdamW(config, state, fused=False)
     for step in range(3):
         for name, gradient in some_gradients(step).items():
             parameters[name].grad = gradient
@@ -88,3 +77,52 @@ def test_an_optimizer_made_anew_goes_on_as_if_nothing_had_been() -> None:
         steady.update(some_gradients(step), norm=3.0, lr=0.1)
         ShardedAdamW(config, broken).update(some_gradients(step), norm=3.0, lr=0.1)
     assert through.digest() == broken.digest()
+
+
+@pytest.mark.parametrize("norm", [0.5, 3.0, 1e6])
+def test_the_fused_kernel_clips_and_updates_as_the_plain_one(norm: float) -> None:
+    """CUDA's default, tried in its CPU form: rounding alone tells them apart, also over an optimizer made anew."""
+    config = OptimizerConfig(lr=0.1, weight_decay=0.5)
+    plain, fused = fresh_state(), fresh_state()
+    for step in range(4):
+        gradients = some_gradients(step)
+        scaled = {name: g * (norm / math.sqrt(squared_norm(gradients))) for name, g in gradients.items()}
+        ShardedAdamW(config, plain, fused=False).update({n: g.clone() for n, g in scaled.items()}, norm, 0.1)
+        ShardedAdamW(config, fused, fused=True).update(scaled, norm, 0.1)
+    for name, tensor in plain.tensors().items():
+        torch.testing.assert_close(fused.tensors()[name], tensor, rtol=2e-6, atol=1e-7)
+    assert fused.updates == plain.updates == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("norm", [0.5, 3.0])
+def test_on_a_gpu_updates_are_those_of_the_host_and_repeat_bit_for_bit(norm: float) -> None:
+    config = OptimizerConfig(lr=0.1, weight_decay=0.5)
+    states = [fresh_state() for _ in range(3)]
+    for state in states[1:]:
+        for slot in (state.weights, state.exp_avg, state.exp_avg_sq):
+            slot.update({name: tensor.cuda() for name, tensor in slot.items()})
+            slot["blocks.0.empty"] = torch.zeros(0, 3, device="cuda")
+    for state in states:
+        for step in range(3):
+            gradients = {n: g.to(state.weights[n].device) for n, g in some_gradients(step).items()}
+            gradients |= {n: torch.zeros_like(w) for n, w in state.weights.items() if n not in gradients}
+            ShardedAdamW(config, state).update(gradients, norm, 0.1)
+    assert states[1].digest() == states[2].digest()
+    for name, tensor in states[0].tensors().items():
+        torch.testing.assert_close(states[1].tensors()[name].cpu(), tensor, rtol=2e-6, atol=1e-7)
+
+
+def test_no_update_imports_the_compiler() -> None:
+    """torch._dynamo takes as long to import as a small run's first steps."""
+    code = """
+import sys, torch
+from trainer.config import OptimizerConfig
+from trainer.optimizer import ShardedAdamW
+from trainer.train.state import TrainState
+state = TrainState(0, 0, 0, *({"embedding.w": torch.ones(2), "w": torch.ones(2)} for _ in range(3)))
+ShardedAdamW(OptimizerConfig(), state).update({"embedding.w": torch.ones(2), "w": torch.ones(2)}, 2.0, 0.1)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

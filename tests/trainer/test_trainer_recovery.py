@@ -260,7 +260,7 @@ def checkpoints(folder: Path) -> dict[str, dict[str, str]]:
     found = {}
     for manifest in sorted((folder / "checkpoints").glob("step-*/manifest.json")):
         files = json.loads(manifest.read_text())["files"]
-        found[manifest.parent.name] = {n: f["sha256"] for n, f in files.items() if n.endswith(".safetensors")}
+        found[manifest.parent.name] = {n: f["tree_sha256"] for n, f in files.items() if n.endswith(".safetensors")}
     return found
 
 

@@ -9,15 +9,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+import trainer.optimizer
 from trainer.config import DataConfig, OptimizerConfig, TrainConfig
 from trainer.data.dataset import Batch
+from trainer.outliers import MIN_STEPS
 from trainer.parallel.gang import Gang, GangAbortedError
 from trainer.parallel.layout import Layout
 from trainer.parallel.sharded import ShardedModel
 from trainer.train.exchange import zero_state
 from trainer.train.hooks import NoHooks
 from trainer.train.state import Memory
-from trainer.train.step import StepRunner
+from trainer.train.step import StepRunner, UnstableError, stop_if_unstable
+from trainer.vote import Outcome
 
 CONFIG = TrainConfig(
     run_dir="/nowhere",
@@ -91,6 +94,34 @@ def test_a_step_that_stays_so_is_skipped_and_touches_nothing(value: float, gang:
     assert (case.memory.step, case.memory.state.updates, case.memory.state.skipped) == (3, 2, 1)
 
 
+def test_so_many_skipped_steps_in_a_row_are_the_end(gang: Gang) -> None:
+    case = StepCase(gang)
+    case.runner.run(BATCH, wants_save=False)
+    for step in (2, 3, 4):
+        case.poison(float("nan"), float("nan"))
+        verdict = case.runner.run(BATCH, wants_save=False)
+        stop_if_unstable(case.memory.state, verdict, limit=0)
+        if step < 4:
+            stop_if_unstable(case.memory.state, verdict, limit=3)
+    with pytest.raises(UnstableError, match=r"steps 2 to 4 .* in a row .* loss of rank 0, .* after step 1\."):
+        stop_if_unstable(case.memory.state, verdict, limit=3)
+    stop_if_unstable(case.memory.state, case.runner.run(BATCH, wants_save=False), limit=3)
+
+
+def test_an_outlier_touches_nothing_and_is_counted(gang: Gang) -> None:
+    case = StepCase(gang)
+    for _ in range(MIN_STEPS):
+        case.runner.run(BATCH, wants_save=False)
+    before = case.memory.state.digest()
+    case.poison(1e6)
+    verdict = case.runner.run(BATCH, wants_save=False)
+    assert verdict.outcome is Outcome.OUTLIER
+    assert case.memory.state.digest() == before
+    assert (case.memory.state.updates, case.memory.state.skipped) == (MIN_STEPS, 1)
+    assert case.memory.state.window.norms[-1] == verdict.norm
+    assert case.memory.ballots.verdict(Layout(0, 1, 1), CONFIG.optimizer.outlier_sigma) == verdict
+
+
 def test_a_huge_gradient_is_clipped_to_the_norm(gang: Gang) -> None:
     case = StepCase(gang)
     case.poison(1e6)
@@ -104,11 +135,11 @@ def test_a_huge_gradient_is_clipped_to_the_norm(gang: Gang) -> None:
 def test_an_update_that_fails_midway_leaves_no_state_behind(gang: Gang, monkeypatch: pytest.MonkeyPatch) -> None:
     case = StepCase(gang)
 
-    def tear(self: torch.optim.AdamW) -> None:
-        self.param_groups[0]["params"][0].add_(1.0)
+    def tear(weights: list[Tensor], *args: object, **kwargs: object) -> None:
+        weights[0].add_(1.0)
         raise RuntimeError("torn")
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", tear)
+    monkeypatch.setattr(trainer.optimizer, "adamw", tear)
     with pytest.raises(RuntimeError, match="torn"):
         case.runner.run(BATCH, wants_save=False)
     assert case.memory.state is None

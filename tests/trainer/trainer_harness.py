@@ -95,6 +95,7 @@ class Supervisor:
         self.stores: list[int] = []
         self._changed = threading.Condition()
         self._workers: dict[int, Worker] = {}
+        self.environ: dict[str, str] = {}  # of trainers, beside what every one gets
         self._path = folder / "worker.sock"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._path))
@@ -114,7 +115,7 @@ class Supervisor:
         self.join(restore)
 
     def fork_rank(self, rank: int, strikes: list[dict] | None = None) -> None:
-        env = {"RANK": str(rank), "HOLDFAST_TEST_STRIKES": json.dumps(strikes or [])}
+        env = {**self.environ, "RANK": str(rank), "HOLDFAST_TEST_STRIKES": json.dumps(strikes or [])}
         self.pids[rank] = self._fork(["train", "--config", str(self.config)], env, f"rank-{rank}.log")
 
     def join(self, restore: str, ranks: list[int] | None = None) -> None:

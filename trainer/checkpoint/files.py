@@ -8,7 +8,17 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from trainer.checkpoint.errors import CheckpointError
+
 _DISCARDED = ".discarded-"
+
+
+def make_root(path: Path) -> None:
+    """The folder in which checkpoints are kept. Raises CheckpointError when it can't be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"no place for checkpoints: {error.filename} can't be made: {error.strerror}") from error
 
 
 def sync(path: Path) -> None:

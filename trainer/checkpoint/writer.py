@@ -1,7 +1,8 @@
 """Saves checkpoints in the background, in our own layout of safetensors and JSON.
 
 torch.distributed.checkpoint is not used: its metadata is a pickle, and its asynchronous save meets in collectives,
-which hang in a thread when the gang dies, and hold up the leave. Here ranks meet by files alone (see attempt.py).
+which hang in a thread when the gang dies, and hold up the leave. Here ranks meet by files alone (see attempt.py). Its
+tools can read what `export-dcp` makes of ours (dcp.py).
 """
 
 from __future__ import annotations
@@ -13,84 +14,110 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from trainer.checkpoint.attempt import (
-    SaveAttempt,
-    ShardTensor,
-    clear_unfinished,
-    commit,
-    write_shard,
-)
-from trainer.checkpoint.errors import CheckpointDamagedError
+from trainer.checkpoint.attempt import SaveAttempt, ShardContent, sentence
+from trainer.checkpoint.blocks import MemorySource, check_running
+from trainer.checkpoint.carrier import Carrier, Proof, Upload
+from trainer.checkpoint.errors import CheckpointDamagedError, SaveRefusedError
+from trainer.checkpoint.image import ShardTensor
+from trainer.checkpoint.local import LocalShard, LocalTier, SaveId
 from trainer.checkpoint.manifest import CheckpointMeta, read_manifest
-from trainer.checkpoint.retention import retain
+from trainer.checkpoint.outcomes import Committed, Outcome, SavedLocally, SaveFailed
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.staging import Image, Staging
+from trainer.checkpoint.tiers import Tier, open_tier
 
 _POLL_S = 0.02
+_WAITING_UPLOADS = 2  # behind which a save waits: each holds disk space of the local tier
 
 
 @dataclass(frozen=True)
-class Committed:
-    """A checkpoint is visible and synced. digest: of its manifest. write_s: from the end of the stall to the commit."""
+class LocalPlan:
+    """The node's own disk, and what tells this attempt's saves there from all others."""
 
-    step: int
-    path: Path
-    digest: str
-    write_s: float
-
-
-@dataclass(frozen=True)
-class SaveFailed:
-    """This step has no checkpoint of this attempt; older ones are untouched."""
-
-    step: int
-    why: str
+    tier: LocalTier
+    nonce: int
 
 
 class AsyncWriter:
-    """Writer of one shard in one attempt. Only the ranks of replica 0 have one; `shard` is their rank within it.
+    """Writer of one shard in one attempt; `shard` is the rank within its replica.
 
-    Make it before the attempt's first collective: shard 0's removes what dead attempts left, and must not meet a save
-    of its own attempt. `keep`: how many committed checkpoints remain (0: all). Raises OSError: `root` can't be made.
+    Without a local tier only the ranks of replica 0 have one. With one every rank has, and those of other replicas are
+    not `durable`: they write to the local tier alone. Make it before the attempt's first collective: shard 0's removes
+    what dead attempts left, and must not meet a save of its own attempt. `keep`, `keep_ephemeral`: see retention.py.
+    `staging` is reused over attempts. Raises CheckpointError: a tier can't be made.
     """
 
     def __init__(
-        self, root: Path, shard: int, shards: int, attempt: int, *, keep: int = 0, commit_timeout_s: float = 300.0
+        self,
+        place: Tier | Path,
+        shard: int,
+        shards: int,
+        attempt: int,
+        *,
+        keep: int = 0,
+        keep_ephemeral: int = 1,
+        commit_timeout_s: float = 300.0,
+        staging: Staging | None = None,
+        durable: bool = True,
     ) -> None:
-        self._root = Path(root)
+        self._tier: Tier = open_tier(place) if isinstance(place, Path) else place
         self._shard, self._shards, self._attempt = shard, shards, attempt
-        self._keep = keep
-        self._commit_timeout_s = commit_timeout_s
+        self._staging = staging or Staging()
+        self._local: LocalPlan | None = None
         self._cancelled = threading.Event()
-        self._outcomes: queue.SimpleQueue[Committed | SaveFailed] = queue.SimpleQueue()
-        self._staged: dict[str, torch.Tensor] = {}
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._root.mkdir(parents=True, exist_ok=True)
-        if shard == 0:
-            clear_unfinished(self._root, attempt)
+        self._durable = durable
+        if durable:
+            self._tier.prepare()
+            if shard == 0:
+                self._tier.clear(attempt)
+        retention = Retention(self._tier, keep, keep_ephemeral) if durable and shard == 0 else None
+        self._carrier = Carrier(self._tier, retention, self._cancelled, self._outcomes.put, commit_timeout_s)
 
-    def save(self, step: int, tensors: Mapping[str, ShardTensor], meta: CheckpointMeta) -> float:
-        """Copy the tensors, begin to write them, return the milliseconds that the caller stood still.
+    def use_local(self, plan: LocalPlan) -> None:
+        """Let saves go to the node's disk first, from now on. Raises CheckpointError, OSError."""
+        plan.tier.prepare()
+        self._local = plan
 
-        A save still being written is waited for first. A step already committed is left as it is, and reported again
-        by shard 0, as the first report may have been lost. `meta` counts on shard 0. Outcomes come by `poll`.
+    def prepare(self, tensors: Mapping[str, ShardTensor]) -> None:
+        """Get memory for the copies in the background, before the first save needs it."""
+        self._staging.prepare(tensors)
+
+    def save(
+        self, step: int, tensors: Mapping[str, ShardTensor], meta: CheckpointMeta, *, upload: bool = True
+    ) -> float:
+        """Begin to copy the tensors and to write them; the milliseconds that the caller stood still.
+
+        The tensors must not change before `wait_staged` has returned. A save still being written is waited for first. A
+        step already committed is left as it is, and reported again by shard 0, as the first report may have been lost.
+        `meta` counts on shard 0, and everywhere in a local tier. upload: to the durable tier, where there is a local
+        one. Outcomes come by `poll`.
         """
         begin = time.monotonic()
         self._join()
-        save = SaveAttempt(self._root, step, self._attempt, self._shard, self._shards)
-        if self._cancelled.is_set():
-            self._outcomes.put(SaveFailed(step, "cancelled"))
-        elif save.final.exists():
-            self._report_existing(save)
-        else:
-            staged = self._stage(tensors)
-            self._thread = threading.Thread(
-                target=self._write, args=(save, staged, meta), name=f"checkpoint-{step}", daemon=True
-            )
-            self._thread.start()
+        save = SaveAttempt(step, self._attempt, self._shard, self._shards)
+        try:
+            if not self._exists(save):
+                image = self._staging.begin(tensors, self._cancelled)
+                self._thread = threading.Thread(
+                    target=self._write, args=(save, image, meta, upload), name=f"checkpoint-{step}", daemon=True
+                )
+                self._thread.start()
+        except (SaveRefusedError, OSError) as error:
+            self._outcomes.put(SaveFailed(step, sentence(error)))
         return (time.monotonic() - begin) * 1e3
 
-    def poll(self) -> list[Committed | SaveFailed]:
+    def wait_staged(self) -> float:
+        """Return when the tensors of the last save may change; the milliseconds that the caller stood still."""
+        return self._staging.finish()
+
+    def upload(self, shard: LocalShard) -> None:
+        """Carry a shard of an earlier attempt's save to the durable tier, which lacks it."""
+        save = SaveAttempt(shard.manifest.step, self._attempt, self._shard, self._shards)
+        self._carrier.put(Upload(save, shard, time.monotonic()))
+
+    def poll(self) -> list[Outcome]:
         """Outcomes since the last call, oldest first. Never blocks. Only shard 0's writer reports commits."""
         found = []
         while not self._outcomes.empty():
@@ -99,9 +126,16 @@ class AsyncWriter:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the save that is being written, for shard 0 up to its commit. False when it isn't over in time."""
+        deadline = time.monotonic() + timeout_s
         if self._thread is not None:
             self._thread.join(timeout_s)
-        return self._thread is None or not self._thread.is_alive()
+        written = self._thread is None or not self._thread.is_alive()
+        return written and self._carrier.wait_uploads(deadline - time.monotonic())
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until all that was saved is proven and retention has been applied, too."""
+        deadline = time.monotonic() + timeout_s
+        return self.wait(timeout_s) and self._carrier.wait_all(deadline - time.monotonic())
 
     def cancel(self) -> None:
         """Give up what isn't committed, at once, for good; for a leave. May be called from any thread.
@@ -111,51 +145,67 @@ class AsyncWriter:
         self._cancelled.set()
 
     def _join(self) -> None:
-        while self._thread is not None and self._thread.is_alive() and not self._cancelled.is_set():
-            self._thread.join(_POLL_S)
+        while self._busy() and not self._cancelled.is_set():
+            time.sleep(_POLL_S)
 
-    def _stage(self, tensors: Mapping[str, ShardTensor]) -> dict[str, ShardTensor]:
-        """Copies in host memory that is kept for the next save; pinned for CUDA, where the copies overlap."""
-        on_cuda = False
-        staged = {}
-        for name, piece in tensors.items():
-            local = piece.local.detach()
-            buffer = self._staged.get(name)
-            if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
-                buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
-                self._staged[name] = buffer
-            buffer.copy_(local, non_blocking=local.is_cuda)
-            on_cuda = on_cuda or local.is_cuda
-            staged[name] = ShardTensor(buffer, tuple(piece.global_shape), piece.offset)
-        if on_cuda:
-            torch.cuda.synchronize()
-        return staged
+    def _busy(self) -> bool:
+        writing = self._thread is not None and self._thread.is_alive()
+        return writing or self._carrier.uploads >= _WAITING_UPLOADS
 
-    def _write(self, save: SaveAttempt, staged: dict[str, ShardTensor], meta: CheckpointMeta) -> None:
+    def _exists(self, save: SaveAttempt) -> bool:
+        """Whether the durable tier has this step; for ranks that write there."""
+        check_running(self._cancelled)
+        found = self._tier.committed(save.step) if self._durable and self._local is None else None
+        if found is None:
+            return False
+        if self._shard == 0:
+            try:
+                self._outcomes.put(Committed(save.step, str(found), read_manifest(found).digest, 0.0))
+            except CheckpointDamagedError as error:
+                raise SaveRefusedError(f"already there, but damaged: {error.why}") from error
+        return True
+
+    def _write(self, save: SaveAttempt, image: Image, meta: CheckpointMeta, upload: bool) -> None:
         begin = time.monotonic()
         try:
-            if self._shard == 0:
-                clear_unfinished(self._root, self._attempt, but_step=save.step)
-            write_shard(save, staged, self._cancelled)
-            if self._shard == 0:
-                manifest = commit(save, meta, self._cancelled, self._commit_timeout_s)
-                self._outcomes.put(Committed(save.step, save.final, manifest.digest, time.monotonic() - begin))
+            if self._durable and self._shard == 0 and self._local is None:
+                self._tier.clear(self._attempt, before_step=save.step)
+            self._wait_image(save, image)
+            content = ShardContent(MemorySource(image.memory), image.plan.tensors)
+            if self._local is not None and self._write_local(save, content, meta, upload, begin):
+                return
+            if self._durable and (upload or self._local is None):
+                self._write_durable(save, content, meta, begin)
         except Exception as error:  # whatever it is, training goes on and the reason is reported
-            self._outcomes.put(SaveFailed(save.step, str(error) or type(error).__name__))
-            return
-        self._retain(save.step)
+            self._outcomes.put(SaveFailed(save.step, sentence(error)))
+        finally:
+            image.release()
 
-    def _retain(self, step: int) -> None:
+    def _wait_image(self, save: SaveAttempt, image: Image) -> None:
         try:
-            if self._shard == 0:
-                retain(self._root, self._keep)
-        except OSError as error:
-            self._outcomes.put(SaveFailed(step, f"committed, but older ones couldn't be removed: {error}"))
+            image.wait(self._cancelled)
+        except SaveRefusedError as error:
+            if self._durable and self._local is None:
+                raise SaveRefusedError(self._tier.refuse(save, error)) from error
+            raise
 
-    def _report_existing(self, save: SaveAttempt) -> None:
-        if self._shard != 0:
-            return
+    def _write_local(
+        self, save: SaveAttempt, content: ShardContent, meta: CheckpointMeta, upload: bool, begin: float
+    ) -> bool:
+        """False when the local tier can't take it: then it goes to the durable one, if it has to, from memory."""
+        save_id = SaveId(save.step, save.attempt, self._local.nonce)
         try:
-            self._outcomes.put(Committed(save.step, save.final, read_manifest(save.final).digest, 0.0))
-        except CheckpointDamagedError as error:
-            self._outcomes.put(SaveFailed(save.step, f"already there, but damaged: {error.why}"))
+            shard = self._local.tier.write(save_id, save, content, meta, self._cancelled)
+        except SaveRefusedError as error:
+            self._outcomes.put(SaveFailed(save.step, str(error), durable=False))
+            return False
+        self._outcomes.put(SavedLocally(save.step, str(shard.folder), time.monotonic() - begin))
+        if upload and self._durable:
+            self._carrier.put(Upload(save, shard, begin))
+        self._carrier.put(Proof(save, shard, self._local.tier))
+        return True
+
+    def _write_durable(self, save: SaveAttempt, content: ShardContent, meta: CheckpointMeta, begin: float) -> None:
+        sidecar = self._tier.put(save, content, self._cancelled)
+        self._carrier.commit(save, meta, begin)
+        self._carrier.put(Proof(save, sidecar))

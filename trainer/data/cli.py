@@ -7,25 +7,29 @@ import json
 import sys
 from pathlib import Path
 
+from trainer.config import load
+from trainer.config_parse import ConfigError
+from trainer.data.describe import describe, tokenizer_for
 from trainer.data.errors import DataError, SourceNotFoundError
 from trainer.data.prepare import prepare
 from trainer.data.stdlib import standard_library_files
 from trainer.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
+from trainer.model.presets import model_config
 
 
 def main(argv: list[str]) -> int:
     """Run `data ...` with the arguments after `data`; returns the exit code."""
     try:
         arguments = _parser().parse_args(argv)
-        if not arguments.sources and not arguments.stdlib:
+        if arguments.command == "prepare" and not arguments.sources and not arguments.stdlib:
             _parser().error("name a source folder or file, or --stdlib")
     except SystemExit as done:  # argparse's way to say that it has answered already
         return int(done.code or 0)
     try:
-        return _prepare(arguments)
+        return _prepare(arguments) if arguments.command == "prepare" else _describe(arguments)
     except SourceNotFoundError as error:
         return _fail(4, error)
-    except DataError as error:
+    except (DataError, ConfigError) as error:
         return _fail(3, error)
     except OSError as error:
         return _fail(1, error)
@@ -44,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--skip-bad", action="store_true", help="leave out bad jsonl lines instead of stopping")
     command.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     command.add_argument("--json", action="store_true", help="print the manifest")
+    command = commands.add_parser("describe", help="say what the data of a configuration is")
+    command.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML configuration of a run")
+    command.add_argument("--first", type=_count, default=2, metavar="N", help="instances to show (default: 2)")
+    command.add_argument("--tokenizer", default="", help="byte, or the path of a tokenizer.json, to show them as text")
+    command.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser
 
 
@@ -65,6 +74,35 @@ def _prepare(arguments: argparse.Namespace) -> int:
     )
     print(json.dumps(manifest) if arguments.json else _summary(manifest, arguments.out))
     return 0
+
+
+def _describe(arguments: argparse.Namespace) -> int:
+    if not arguments.config.is_file():
+        raise SourceNotFoundError(f"{arguments.config} doesn't exist")
+    config = load(arguments.config)
+    try:
+        vocab_size = model_config(config.model.name, config.model.overrides).vocab_size
+    except ValueError as error:
+        raise ConfigError("model", str(error)) from error
+    tokenizer = tokenizer_for(arguments.tokenizer, config.data.vocab_size or vocab_size)
+    found = describe(config, vocab_size, arguments.first, tokenizer)
+    print(json.dumps(found) if arguments.json else _in_words(found))
+    return 0
+
+
+def _in_words(found: dict) -> str:
+    lines = [
+        f"{found['files']} files, {found['tokens']:,} tokens of {found['dtype']}, vocabulary {found['vocab_size']}, "
+        f"EOS {found['eos_id']}, {'with' if found['label_masks'] else 'without'} label masks",
+        f"{found['instances']:,} instances of {found['sequence_length']} tokens, packing {found['packing']}; "
+        f"{found['batches_per_epoch']:,} batches of {found['batch_sequences']} an epoch; the run is "
+        f"{found['epochs']} epochs",
+        *(f"{tokens:>18,}  {label}" for label, tokens in found["tokens_by_label"].items()),
+    ]
+    for each in found["first"]:
+        targets = f", {each['targets']} targets" if "targets" in each else ""
+        lines.append(f"instance {each['instance']}{targets}: {each.get('text', each['tokens'])!r}")
+    return "\n".join(lines)
 
 
 def _tokenizer(arguments: argparse.Namespace) -> Tokenizer:

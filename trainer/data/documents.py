@@ -58,6 +58,19 @@ def documents(files: list[Path], skip_bad: bool, skipped: Skipped) -> Iterator[s
                 skipped.empty_documents += 1
 
 
+def labelled_documents(files: list[Path], skipped: Skipped) -> Iterator[tuple[str, str]]:
+    """(text, label) of each line of jsonl files; "" without the field "label". Raises SourceError for a bad line."""
+    for path in files:
+        for value in _objects(path, False, skipped):
+            label = value.get("label", "")
+            if not isinstance(label, str):
+                raise SourceError(f"{path}: label {label!r} is no text")
+            if value["text"]:
+                yield value["text"], label
+            else:
+                skipped.empty_documents += 1
+
+
 def _inside(folder: Path) -> list[Path]:
     files = []
     for root, folders, names in os.walk(folder):
@@ -76,6 +89,10 @@ def _whole(path: Path, skipped: Skipped) -> Iterator[str]:
 
 
 def _lines(path: Path, skip_bad: bool, skipped: Skipped) -> Iterator[str]:
+    return (value["text"] for value in _objects(path, skip_bad, skipped))
+
+
+def _objects(path: Path, skip_bad: bool, skipped: Skipped) -> Iterator[dict]:
     number = 0
     try:
         with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as stream:
@@ -83,7 +100,7 @@ def _lines(path: Path, skip_bad: bool, skipped: Skipped) -> Iterator[str]:
                 if not line.strip():
                     continue
                 try:
-                    yield _text(line)
+                    yield _object(line)
                 except ValueError as error:
                     if not skip_bad:
                         raise SourceError(
@@ -94,7 +111,7 @@ def _lines(path: Path, skip_bad: bool, skipped: Skipped) -> Iterator[str]:
         raise SourceError(f"{path} can't be read after line {number}: {error}") from error
 
 
-def _text(line: bytes) -> str:
+def _object(line: bytes) -> dict:
     try:
         value = json.loads(line)
     except UnicodeDecodeError as error:
@@ -103,9 +120,8 @@ def _text(line: bytes) -> str:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise ValueError('no object with a string field "text"')
-    text = value["text"]
     try:
-        text.encode()
+        value["text"].encode()
     except UnicodeEncodeError as error:
         raise ValueError("its text holds half a surrogate pair") from error
-    return text
+    return value

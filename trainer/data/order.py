@@ -15,19 +15,29 @@ import numpy as np
 ORDER_RULE = 1  # part of the data fingerprint: a changed rule must not resume an old run silently
 
 
-def epoch_order(instances: int, batch_sequences: int, seed: int, epoch: int) -> np.ndarray:
-    """Instance indices of one epoch as uint32 of shape (batches, batch_sequences): 4 bytes an instance.
+def shuffled(instances: int, seed: int, epoch: int) -> np.ndarray:
+    """All instance indices of one epoch, uint32 (instances,): 4 bytes an instance, 60 s for 724 million of them.
 
-    Raises ValueError when `instances` doesn't fit uint32 or fills no batch, or when epochs don't count from 1.
+    Raises ValueError when `instances` doesn't fit uint32, or when epochs don't count from 1.
     """
-    if not 0 < batch_sequences <= instances < np.iinfo(np.uint32).max:
-        raise ValueError(f"{instances} instances can't be ordered into batches of {batch_sequences}")
+    if not 0 < instances < np.iinfo(np.uint32).max:
+        raise ValueError(f"{instances} instances can't be ordered")
     if epoch < 1:
         raise ValueError(f"epochs count from 1, not {epoch}")
     order = np.arange(instances, dtype=np.uint32)
     np.random.Generator(np.random.PCG64(seed + epoch)).shuffle(order)
+    return order
+
+
+def epoch_order(instances: int, batch_sequences: int, seed: int, epoch: int) -> np.ndarray:
+    """Instance indices of one epoch as uint32 of shape (batches, batch_sequences), its tail dropped.
+
+    Raises ValueError as `shuffled` does, and when the instances fill no batch.
+    """
+    if not 0 < batch_sequences <= instances:
+        raise ValueError(f"{instances} instances can't be ordered into batches of {batch_sequences}")
     batches = instances // batch_sequences
-    return order[: batches * batch_sequences].reshape(batches, batch_sequences)
+    return shuffled(instances, seed, epoch)[: batches * batch_sequences].reshape(batches, batch_sequences)
 
 
 def order_probe(seed: int) -> str:

@@ -20,7 +20,8 @@ import numpy as np
 
 from trainer.data.documents import Skipped, documents, source_files
 from trainer.data.errors import SourceError
-from trainer.data.token_files import MANIFEST, token_dtype
+from trainer.data.special_ids import MANIFEST
+from trainer.data.token_files import token_dtype
 from trainer.data.tokenizer import Tokenizer
 
 _FORMAT = 1

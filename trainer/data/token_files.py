@@ -5,19 +5,20 @@ Windows are read, not mapped: a file cut short under a mapping is a SIGBUS, unde
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from trainer.config import DataConfig
-from trainer.data.errors import DataError, SourceNotFoundError, VocabularyError
+from trainer.data.errors import DataError, VocabularyError
+from trainer.data.sources import Source, list_sources
+from trainer.data.special_ids import special_ids
 
-MANIFEST = "manifest.json"
-# EOS by vocabulary size, for token files without our manifest: our bytes and Olmo's, plain and padded.
-_KNOWN_EOS = {258: 256, 384: 256, 100278: 100257, 100352: 100257}
+_NUMPY_MAGIC = b"\x93NUMPY"
+_THREADS = 16  # of opening files: on a shared file system each costs a round trip
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -34,6 +35,24 @@ class TokenFile:
     bytes: int
     first: int  # its first instance, counted over all files
     instances: int
+    label: str = ""
+    label_mask: Path | None = None
+
+    def read(self, begin: int, count: int, dtype: np.dtype, vocab_size: int) -> np.ndarray:
+        """Tokens [begin, begin + count), int64. Raises VocabularyError or DataError."""
+        tokens = _read(self.path, dtype, begin, count)
+        wrong = np.flatnonzero(tokens >= vocab_size)
+        if len(wrong):
+            at = int(wrong[0])
+            raise VocabularyError(
+                f"{self.path}: token {int(tokens[at])} at offset {begin + at} is outside the vocabulary "
+                f"of {vocab_size}; was it prepared with another tokenizer, or as another type (data.dtype)?"
+            )
+        return tokens.astype(np.int64)
+
+    def read_mask(self, begin: int, count: int) -> np.ndarray | None:
+        """Which of these tokens are targets, bool; None without a label mask. Raises DataError."""
+        return None if self.label_mask is None else _read(self.label_mask, np.dtype("u1"), begin, count) != 0
 
 
 @dataclass(frozen=True)
@@ -54,26 +73,28 @@ class TokenFiles:
     def instances(self) -> int:
         return self.files[-1].first + self.files[-1].instances
 
+    @property
+    def has_masks(self) -> bool:
+        return self.files[0].label_mask is not None
+
     def window(self, instance: int) -> np.ndarray:
         """int64 (sequence_length,). Raises VocabularyError for a token outside, DataError for a file cut or unreadable."""
+        file, begin = self._locate(instance)
+        return file.read(begin, self.sequence_length, self.dtype, self.vocab_size)
+
+    def is_target(self, instance: int) -> np.ndarray | None:
+        """Which tokens of the window may be targets, bool (sequence_length,); None for all. Raises DataError."""
+        file, begin = self._locate(instance)
+        return file.read_mask(begin, self.sequence_length)
+
+    def label_of(self, instance: int) -> str:
+        return self._locate(instance)[0].label
+
+    def _locate(self, instance: int) -> tuple[TokenFile, int]:
         if not 0 <= instance < self.instances:
             raise IndexError(f"instance {instance} of {self.instances}")
         file = self.files[bisect_right(self.files, instance, key=lambda each: each.first) - 1]
-        begin = (instance - file.first) * self.sequence_length
-        try:
-            tokens = np.fromfile(file.path, self.dtype, count=self.sequence_length, offset=begin * self.dtype.itemsize)
-        except OSError as error:
-            raise DataError(f"{file.path} can't be read: {error.strerror}") from error
-        if len(tokens) < self.sequence_length:
-            raise DataError(f"{file.path} ends before token {begin + self.sequence_length}: it was cut after the start")
-        wrong = np.flatnonzero(tokens >= self.vocab_size)
-        if len(wrong):
-            at = int(wrong[0])
-            raise VocabularyError(
-                f"{file.path}: token {int(tokens[at])} at offset {begin + at} is outside the vocabulary "
-                f"of {self.vocab_size}; was it prepared with another tokenizer?"
-            )
-        return tokens.astype(np.int64)
+        return file, (instance - file.first) * self.sequence_length
 
 
 def open_token_files(config: DataConfig, vocab_size: int) -> TokenFiles:
@@ -85,89 +106,57 @@ def open_token_files(config: DataConfig, vocab_size: int) -> TokenFiles:
     vocabulary = config.vocab_size or vocab_size
     if vocabulary > vocab_size:
         raise DataError(f"the tokenizer's vocabulary of {vocabulary} doesn't fit the model's of {vocab_size}")
-    dtype = token_dtype(vocabulary)
+    dtype = np.dtype(config.dtype).newbyteorder("<") if config.dtype else token_dtype(vocabulary)
+    sources = list_sources(config)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sizes = list(pool.map(lambda source: _measure(source, dtype), sources))
     files: list[TokenFile] = []
     first = 0
-    for path in list_paths(config):
-        size = path.stat().st_size
-        if size % dtype.itemsize:
-            raise DataError(
-                f"{path}: {size} bytes are no array of {dtype.name}; was it prepared for another vocabulary?"
-            )
+    for source, size in zip(sources, sizes, strict=True):
         instances = size // dtype.itemsize // config.sequence_length
-        files.append(TokenFile(path, size, first, instances))
+        files.append(TokenFile(source.path, size, first, instances, source.label, source.label_mask))
         first += instances
-    if first == 0:
+    if first == 0 and config.packing == "none":
         raise DataError(
             f"no token file holds a whole sequence of {config.sequence_length} tokens; the largest of {len(files)} has "
             f"{max(file.bytes for file in files) // dtype.itemsize}"
         )
-    eos_id, pad_id = _special_ids(config, vocabulary, dtype, files)
+    eos_id, pad_id = special_ids(config, vocabulary, dtype, [file.path for file in files])
     return TokenFiles(tuple(files), dtype, config.sequence_length, vocabulary, eos_id, pad_id)
 
 
-def list_paths(config: DataConfig) -> list[Path]:
-    """The token files in order: each of `paths` (a folder stands for its *.npy, sorted), or those of the mix file.
-
-    Raises DataError when there are none, SourceNotFoundError for one that doesn't exist.
-    """
-    given = _mix_paths(config) if config.mix else [Path(path) for path in config.paths]
-    paths: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            inside = sorted(path.glob("*.npy"))
-            if not inside:
-                raise DataError(f"{path} holds no token file (*.npy)")
-            paths += inside
-        elif path.is_file():
-            paths.append(path)
-        else:
-            raise SourceNotFoundError(f"token file {path} doesn't exist")
-    if not paths:
-        raise DataError("no token files are given: set data.paths or data.mix")
-    return paths
+def _measure(source: Source, dtype: np.dtype) -> int:
+    """Bytes of a token file. Raises DataError when it, or its label mask, isn't what it should be."""
+    size = _raw_size(source.path, dtype)
+    if size % dtype.itemsize:
+        raise DataError(
+            f"{source.path}: {size} bytes are no array of {dtype.name}; was it prepared for another vocabulary?"
+        )
+    if source.label_mask is not None:
+        entries, tokens = _raw_size(source.label_mask, np.dtype("bool")), size // dtype.itemsize
+        if entries != tokens:
+            raise DataError(f"{source.label_mask} has {entries} entries for the {tokens} tokens of {source.path}")
+    return size
 
 
-def _mix_paths(config: DataConfig) -> list[Path]:
-    """Lines `label,path`; {TOKENIZER} is replaced; relative paths begin at the mix file; blank lines, # are skipped."""
-    mix = Path(config.mix)
-    if not mix.is_file():
-        raise SourceNotFoundError(f"mix file {mix} doesn't exist")
-    paths = []
-    for number, line in enumerate(mix.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        label, comma, path = line.partition(",")
-        if not comma or not label.strip() or not path.strip():
-            raise DataError(f"{mix}, line {number}: expected `label,path`")
-        if "{TOKENIZER}" in path and not config.mix_tokenizer:
-            raise DataError(f"{mix}, line {number} names {{TOKENIZER}}: set data.mix_tokenizer")
-        paths.append(mix.parent / path.strip().replace("{TOKENIZER}", config.mix_tokenizer))
-    return paths
-
-
-def _special_ids(config: DataConfig, vocabulary: int, dtype: np.dtype, files: list[TokenFile]) -> tuple[int, int]:
-    """EOS and PAD: as configured, else as the manifests beside the files say, else by the vocabulary's size."""
-    eos, pad = _KNOWN_EOS.get(vocabulary, -1), -1
-    folders = sorted({file.path.parent for file in files})
-    prepared = {folder: found for folder in folders if (found := _prepared(folder / MANIFEST))}
-    for folder, found in prepared.items():
-        if found["dtype"] != dtype.name:
-            raise DataError(
-                f"{folder} was prepared as {found['dtype']} for a vocabulary of {found['vocab_size']}; a vocabulary of "
-                f"{vocabulary} is read as {dtype.name}. Set data.vocab_size: {found['vocab_size']}"
-            )
-        eos, pad = found["eos_id"], found["pad_id"]
-    if len({found["tokenizer"] for found in prepared.values()}) > 1:
-        raise DataError(f"token files of different tokenizers: {', '.join(str(folder) for folder in prepared)}")
-    return (config.eos_id if config.eos_id >= 0 else eos), (config.pad_id if config.pad_id >= 0 else pad)
-
-
-def _prepared(path: Path) -> dict:
-    if not path.is_file():
-        return {}
+def _raw_size(path: Path, dtype: np.dtype) -> int:
     try:
-        manifest = json.loads(path.read_bytes())
-        return {name: manifest[name] for name in ("tokenizer", "dtype", "vocab_size", "eos_id", "pad_id")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no manifest of prepared token files: {error}") from error
+        with path.open("rb") as file:
+            if file.read(len(_NUMPY_MAGIC)) == _NUMPY_MAGIC:
+                raise DataError(
+                    f"{path} has NumPy's header, as np.save writes; token files are raw arrays: convert it with "
+                    f"np.load(path).astype('{dtype.name}').tofile(new_path)"
+                )
+            return path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _read(path: Path, dtype: np.dtype, begin: int, count: int) -> np.ndarray:
+    try:
+        found = np.fromfile(path, dtype, count=count, offset=begin * dtype.itemsize)
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+    if len(found) < count:
+        raise DataError(f"{path} ends before token {begin + count}: it was cut after the start")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from trainer.data.errors import SourceError, SourceNotFoundError
 
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]")
 
@@ -27,6 +29,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: np.ndarray) -> str: ...
 
+    def token_bytes(self) -> np.ndarray:
+        """int64 (vocab_size,): how many bytes of UTF-8 each token stands for; 0 for special ones."""
+        ...
+
 
 class ByteTokenizer:
     """UTF-8 bytes are ids 0 to 255, EOS is 256, PAD 257. Nothing to train, nothing to download."""
@@ -35,6 +41,7 @@ class ByteTokenizer:
     vocab_size = 258
     eos_id = 256
     pad_id = 257
+    vocabularies = (258, 384)  # of models for bytes: as they are, and padded to a multiple of 128
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
@@ -43,6 +50,9 @@ class ByteTokenizer:
         """Special ids are left out; bytes that are no UTF-8, as at a window's edge, become U+FFFD."""
         ids = np.asarray(ids)
         return ids[ids < 256].astype(np.uint8).tobytes().decode(errors="replace")
+
+    def token_bytes(self) -> np.ndarray:
+        return (np.arange(self.vocab_size) < 256).astype(np.int64)
 
 
 class HuggingFaceTokenizer:
@@ -78,6 +88,20 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: np.ndarray) -> str:
         return self._backend.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
+
+    def token_bytes(self) -> np.ndarray:
+        """Byte-level vocabularies spell each byte as one character; others write a space as U+2581 and a byte as <0xNN>."""
+        byte_level = '"ByteLevel"' in self._backend.to_str()
+        added = self._backend.get_added_tokens_decoder()
+        table = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, index in self._backend.get_vocab(with_added_tokens=True).items():
+            if index in added:
+                table[index] = 0 if added[index].special else len(token.encode())
+            elif byte_level:
+                table[index] = len(token)
+            else:
+                table[index] = 1 if _BYTE_TOKEN.fullmatch(token) else len(token.replace("\u2581", " ").encode())
+        return table
 
     def _id(self, names: tuple[str, ...]) -> int:
         found = (self._backend.token_to_id(name) for name in names)

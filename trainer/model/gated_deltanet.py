@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.ops import gated_delta_rule, gated_rms_norm, short_convolution
-from kernels.precision import accumulation_dtype
+from kernels.ops import delta_gate, gated_delta_rule, gated_rms_norm, short_convolutions
 from trainer.model.config import GatedDeltaNetSpec
+from trainer.model.context import Context
 
 
 class ShortConvolution(nn.Module):
@@ -52,34 +53,40 @@ class GatedDeltaNet(nn.Module):
         self.dt_bias = nn.Parameter(torch.zeros(spec.heads))
         self.o_norm = GatedRMSNorm(spec.value_dim, spec.output_norm_eps)
 
-    def forward(self, x: Tensor, document_ids: Tensor | None = None) -> Tensor:
-        """[B, T, d_model] to the same; `document_ids` int [B, T], non-decreasing."""
-        q, k, v = self._mixed_qkv(x, document_ids)
-        out, _ = gated_delta_rule(
-            q, k, v, self._log_decay(x), self._beta(x), normalize_qk=True, document_ids=document_ids
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """[B, T, d_model] to the same."""
+        document_ids = context.document_ids
+        q, k, v = self.split_heads(
+            short_convolutions(self.project_qkv(x), self.convolution_weights, document_ids=document_ids)
         )
+        log_decay, beta = self.gates(x)
+        out, _ = gated_delta_rule(q, k, v, log_decay, beta, normalize_qk=True, document_ids=document_ids)
+        return self.project_output(out, x)
+
+    def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k [B, T, H * K] and v [B, T, H * V], before the convolutions."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
+    @property
+    def convolution_weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of q, k and v, [channels, W] each."""
+        return self.q_conv.weight, self.k_conv.weight, self.v_conv.weight
+
+    def split_heads(self, qkv: Sequence[Tensor]) -> list[Tensor]:
+        """q, k [..., H, K] and v [..., H, V] of tensors [..., H * dim]."""
+        return [x.unflatten(-1, (self.spec.heads, -1)) for x in qkv]
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log decay, at least float32, and writing strength, both [B, T, H].
+
+        The sigmoid stays in the model's dtype, as in the released model.
+        """
+        beta = self.b_proj(x).sigmoid()
+        if self.spec.negative_eigenvalues:
+            beta = 2 * beta
+        return delta_gate(self.a_proj(x), self.A_log, self.dt_bias), beta
+
+    def project_output(self, out: Tensor, x: Tensor) -> Tensor:
+        """The delta rule's output [B, T, H, V], normed and gated by what x [B, T, d_model] says, to [B, T, d_model]."""
         gate = self.g_proj(x).unflatten(-1, (self.spec.heads, self.spec.value_dim))
         return self.o_proj(self.o_norm(out, gate).flatten(2))
-
-    def _mixed_qkv(self, x: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k [B, T, H, K] and v [B, T, H, V]; one convolution over all channels, as it is one in each."""
-        projected = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
-        weight = torch.cat((self.q_conv.weight, self.k_conv.weight, self.v_conv.weight))
-        mixed = short_convolution(projected, weight, document_ids=document_ids)
-        heads, key_dim, value_dim = self.spec.heads, self.spec.key_dim, self.spec.value_dim
-        q, k, v = mixed.split((heads * key_dim, heads * key_dim, heads * value_dim), dim=-1)
-        return (
-            q.unflatten(-1, (heads, key_dim)),
-            k.unflatten(-1, (heads, key_dim)),
-            v.unflatten(-1, (heads, value_dim)),
-        )
-
-    def _log_decay(self, x: Tensor) -> Tensor:
-        """`-exp(A_log) * softplus(a_proj x + dt_bias)`, [B, T, H], in float32 also when the model is bfloat16."""
-        dtype = accumulation_dtype(x.dtype)
-        return -self.A_log.to(dtype).exp() * F.softplus(self.a_proj(x).to(dtype) + self.dt_bias)
-
-    def _beta(self, x: Tensor) -> Tensor:
-        """Writing strength [B, T, H]; the sigmoid stays in the model's dtype, as in the released model."""
-        beta = self.b_proj(x).sigmoid()
-        return 2 * beta if self.spec.negative_eigenvalues else beta

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kernels.precision import accumulation_dtype
+from kernels.ops import rms_norm
 from trainer.model.config import NormKind
 
 
@@ -20,9 +20,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(accumulation_dtype(x.dtype))
-        normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (self.weight * normed).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 NORMS: dict[NormKind, Callable[[int, float], nn.Module]] = {"rms": RMSNorm}

@@ -63,14 +63,28 @@ class Preset:
         return AttentionSpec(self.heads, width, self.rope_theta, self.window if letter == "S" else None)
 
 
+# The ladder: parameters are counted whole, embedding and head included. Heads are 128 wide as in the 7B models (64 at 1M).
+# The byte vocabulary stands where the real one would be more than half of the model, so up to 190M; override
+# `vocab_size` to have it anyway. At one rung both families have the same width and depth, and SwiGLUs so wide that their
+# counts differ by less than 1%.
 PRESETS: dict[str, Preset] = {
     "olmo_hybrid_7b": Preset(d_model=3840, mlp_dim=11008, heads=30, layers=32, pattern="GGGA", vocab_size=100352),
+    "olmo_hybrid_1b": Preset(d_model=1536, mlp_dim=4736, heads=12, layers=20, pattern="GGGA", vocab_size=100352),
+    "olmo_hybrid_600m": Preset(d_model=1280, mlp_dim=3200, heads=10, layers=16, pattern="GGGA", vocab_size=100352),
+    "olmo_hybrid_190m": Preset(d_model=768, mlp_dim=2048, heads=6, layers=24, pattern="GGGA", vocab_size=BYTE_VOCAB_SIZE),
+    "olmo_hybrid_60m": Preset(d_model=512, mlp_dim=1536, heads=4, layers=16, pattern="GGGA", vocab_size=BYTE_VOCAB_SIZE),
+    "olmo_hybrid_15m": Preset(d_model=256, mlp_dim=736, heads=2, layers=16, pattern="GGGA", vocab_size=BYTE_VOCAB_SIZE),
+    "olmo_hybrid_1m": Preset(d_model=128, mlp_dim=352, heads=2, layers=4, pattern="GGGA", vocab_size=BYTE_VOCAB_SIZE),
+    "olmo_hybrid_tiny": Preset(d_model=32, mlp_dim=96, heads=2, layers=4, pattern="GGGA", vocab_size=BYTE_VOCAB_SIZE),
     "olmo3_7b": Preset(d_model=4096, mlp_dim=11008, heads=32, layers=32, pattern="SSSA", vocab_size=100352),
-    "olmo_hybrid_1m": Preset(
-        d_model=128, mlp_dim=352, heads=2, layers=4, pattern="GGGA", vocab_size=BYTE_VOCAB_SIZE
-    ),
-    "olmo_hybrid_tiny": Preset(
-        d_model=32, mlp_dim=96, heads=2, layers=4, pattern="GGGA", vocab_size=BYTE_VOCAB_SIZE
+    "olmo3_1b": Preset(d_model=1536, mlp_dim=5504, heads=12, layers=20, pattern="SSSA", vocab_size=100352),
+    "olmo3_600m": Preset(d_model=1280, mlp_dim=3840, heads=10, layers=16, pattern="SSSA", vocab_size=100352),
+    "olmo3_190m": Preset(d_model=768, mlp_dim=2432, heads=6, layers=24, pattern="SSSA", vocab_size=BYTE_VOCAB_SIZE),
+    "olmo3_60m": Preset(d_model=512, mlp_dim=1792, heads=4, layers=16, pattern="SSSA", vocab_size=BYTE_VOCAB_SIZE),
+    "olmo3_15m": Preset(d_model=256, mlp_dim=864, heads=2, layers=16, pattern="SSSA", vocab_size=BYTE_VOCAB_SIZE),
+    # Sequences are 256 tokens here, so a window of 4096 would never slide; half of a sequence, as in the 7B.
+    "olmo3_1m": Preset(
+        d_model=128, mlp_dim=416, heads=2, layers=4, pattern="SSSA", vocab_size=BYTE_VOCAB_SIZE, window=128
     ),
 }  # fmt: skip
 

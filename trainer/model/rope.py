@@ -1,7 +1,8 @@
 """Rotary position embedding (Su et al., arXiv:2104.09864), in the layout of Llama and Olmo: halves, not pairs.
 
-The tables are computed where they are used, not held in a buffer: a buffer would be cast to bfloat16 with the module,
-be lost when a model built on the meta device is materialised, and be cast by FSDP if passed to a block.
+The tables are made once a forward pass, outside the blocks, not held in a buffer: a buffer would be cast to bfloat16
+with the module and be lost when a model built on the meta device is materialised. Inside a compiled block they would be
+computed for each head anew.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ def rotary_tables(length: int, head_dim: int, theta: float, device: torch.device
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) of [..., T, D] by its angle. Rotates in float32 or wider, returns x's dtype."""
+    """Turn each pair (x[i], x[i + D/2]) of [..., D] by its angle; cos and sin broadcast to [..., D / 2].
+
+    Rotates in float32 or wider, returns x's dtype.
+    """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -39,10 +39,15 @@ class ShardedModel:
         on_host = gang.device.type == "cpu"
         mesh = gang.mesh["shard"] if on_host else gang.mesh
         policy = _precision(gang.device)
-        for module in (*self.module.blocks, self.module):
-            fully_shard(module, mesh=mesh, mp_policy=policy)
+        self._units = [*getattr(self.module, "sharding_units", self.module.blocks), self.module]
+        self._alone = gang.layout.shards == 1
+        # A lone shard has nobody to gather from: what is freed after the forward pass would be cast again.
+        keep = {"reshard_after_forward": False} if self._alone else {}
+        for module in self._units:
+            fully_shard(module, mesh=mesh, mp_policy=policy, **keep)
             if on_host:
                 use_gang(module, gang)
+        self._on_host = on_host
         self.module.to_empty(device=gang.device)
         self._parameters = dict(self.module.named_parameters())
         self.shards: dict[str, Tensor] = {n: p.detach().to_local() for n, p in self._parameters.items()}
@@ -53,10 +58,26 @@ class ShardedModel:
         for name, shard in self.shards.items():
             shard.copy_(shards[name])
 
+    def accumulate(self, is_last: bool) -> None:
+        """Prepare the next backward pass: its gradients are added to those before, and are reduced for good if `is_last`.
+
+        In between, a lone shard and the host add up unsharded gradients and reduce nothing: float32, 4 bytes a parameter.
+        Several shards on GPUs reduce-scatter each micro-batch, 4 bytes a parameter over all shards, for a whole model's
+        gradients would not fit, and leave the replicas' all-reduce to the last.
+        """
+        root = self._units[-1]
+        if self._alone or self._on_host:
+            root.set_requires_gradient_sync(is_last)
+        else:
+            root.set_requires_all_reduce(is_last)
+        if self._alone:
+            root.set_reshard_after_backward(is_last)  # the weights don't change in between
+
     def gradients(self) -> dict[str, Tensor]:
-        """Reduced local gradients of the last backward pass, detached from the module. Waits for their reductions."""
-        if next(iter(self.shards.values())).is_cuda:
-            torch.cuda.synchronize()
+        """Reduced local gradients of the last backward pass, detached from the module.
+
+        On CUDA the current stream waits for their reductions, the host does not: whoever reads a value knows them done.
+        """
         found = {}
         for name, parameter in self._parameters.items():
             if parameter.grad is None:
@@ -83,5 +104,6 @@ class ShardedModel:
 def _precision(device: torch.device) -> MixedPrecisionPolicy:
     """The recipe's on GPUs: bfloat16 parameters, float32 reduction. float32 throughout on CPU."""
     if device.type == "cuda":
-        return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        # Inputs keep their dtypes: the rotary tables are float32.
+        return MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     return MixedPrecisionPolicy()

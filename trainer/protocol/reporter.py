@@ -30,8 +30,10 @@ class Reporter:
         step_ms: float,
         data_ms: float,
         checkpoint_ms: float,
+        outcome: str,
+        skipped: int,
     ) -> None:
-        """`tokens` are those trained since the run began; the rest is of this step.
+        """`tokens` are those trained and `skipped` the steps skipped since the run began; the rest is of this step.
 
         JSON has no NaN: a loss or norm that isn't finite is left out.
         """
@@ -44,12 +46,14 @@ class Reporter:
             step_ms=round(step_ms, 3),
             data_ms=round(data_ms, 3),
             checkpoint_ms=round(checkpoint_ms, 3),
+            outcome=outcome,
+            skipped=skipped,
         )
 
-    def checkpoint(self, step: int, path: Path, digest: str, write_s: float) -> None:
+    def checkpoint(self, step: int, path: Path | str, digest: str, write_s: float) -> None:
         self._say("checkpoint", step=step, path=str(path), digest=digest, write_s=round(write_s, 6))
 
-    def checkpoint_rejected(self, path: Path, why: str) -> None:
+    def checkpoint_rejected(self, path: Path | str, why: str) -> None:
         self._say("checkpoint_rejected", path=str(path), why=why)
 
     def fault(self, kind: str, detail: str) -> None:

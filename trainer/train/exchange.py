@@ -7,24 +7,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from trainer.outliers import WINDOW_FIELDS, Window
 from trainer.parallel.gang import Gang
 from trainer.parallel.sharded import ShardedModel
 from trainer.train.restore import PeerPlan
-from trainer.train.state import Ballots, Memory, TrainState
+from trainer.train.state import COUNTER_FIELDS, Ballots, Memory, TrainState
 from trainer.vote import BALLOT_FIELDS, Ballot
 
 BUCKET_BYTES = 64 << 20
 
 
 def share_ballots(plan: PeerPlan, memory: Memory, gang: Gang) -> None:
-    """All ranks hold the ballots of the plan's step afterwards, when any did before."""
+    """All ranks hold the ballots of the plan's step afterwards, and the window before it, when any did before."""
     if plan.ballots_from is None:
         return
-    values = torch.zeros((gang.layout.world, BALLOT_FIELDS), dtype=torch.int64)
+    ballots = torch.zeros((gang.layout.world, BALLOT_FIELDS), dtype=torch.int64)
+    window = torch.zeros(WINDOW_FIELDS, dtype=torch.int64)
     if gang.layout.rank == plan.ballots_from:
-        values = torch.tensor([ballot.pack() for ballot in memory.ballots.ballots], dtype=torch.int64)
-    gang.broadcast(values, plan.ballots_from)
-    memory.ballots = Ballots(plan.step, tuple(Ballot.unpack(fields) for fields in values.tolist()))
+        ballots = torch.tensor([ballot.pack() for ballot in memory.ballots.ballots], dtype=torch.int64)
+        window = torch.tensor(memory.ballots.window.pack(), dtype=torch.int64)
+    gang.broadcast(ballots, plan.ballots_from)
+    gang.broadcast(window, plan.ballots_from)
+    unpacked = tuple(Ballot.unpack(fields) for fields in ballots.tolist())
+    memory.ballots = Ballots(plan.step, unpacked, Window.unpack(window.tolist()))
 
 
 def move_shards(plan: PeerPlan, memory: Memory, gang: Gang, fresh: Callable[[], TrainState]) -> None:
@@ -50,19 +55,19 @@ def zero_state(model: ShardedModel) -> TrainState:
 
 
 def _give(state: TrainState, receiver: int, gang: Gang) -> None:
-    gang.send(torch.tensor([state.step, state.updates, state.skipped], dtype=torch.int64), receiver)
+    gang.send(torch.tensor(state.counters(), dtype=torch.int64), receiver)
     for bucket in _buckets(state):
         gang.send(torch.cat([tensor.reshape(-1) for tensor in bucket]), receiver)
 
 
 def _receive(state: TrainState, giver: int, gang: Gang) -> TrainState:
-    counters = gang.receive(torch.zeros(3, dtype=torch.int64), giver)
+    counters = gang.receive(torch.zeros(COUNTER_FIELDS, dtype=torch.int64), giver)
     for bucket in _buckets(state):
         flat = bucket[0].new_empty(sum(tensor.numel() for tensor in bucket))
         gang.receive(flat, giver)
         for tensor, piece in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
             tensor.copy_(piece.view_as(tensor))
-    state.step, state.updates, state.skipped = counters.tolist()
+    state.set_counters(counters.tolist())
     return state
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from trainer.checkpoint.errors import CheckpointError
+from trainer.checkpoint.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError
 from trainer.config_parse import ConfigError
 from trainer.data.errors import DataError, DataMismatchError, VocabularyError
-from trainer.train.step import DivergenceError, PeerFaultError
+from trainer.train.step import DivergenceError, PeerFaultError, UnstableError
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,14 @@ def classify(error: Exception) -> Fault:
     match error:
         case ConfigError() | VocabularyError() | DataMismatchError():  # no other attempt can mend these
             return Fault("config", str(error), final=True)
+        case CheckpointFormatError() | CheckpointMismatchError():
+            return Fault("config", str(error), final=True)
         case DataError():
             return Fault("data", str(error), final=True)
         case CheckpointError():
             return Fault("checkpoint", str(error))
+        case UnstableError():
+            return Fault("unstable", str(error), final=True)  # the same steps again give the same bits
         case DivergenceError():
             return Fault("divergence", str(error))
         case torch.OutOfMemoryError():

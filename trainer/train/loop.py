@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from trainer.config import TrainConfig, check_layout
 from trainer.config_parse import ConfigError
 from trainer.data.dataset import TokenDataset
 from trainer.data.errors import DataError
+from trainer.evaluate.evaluator import Evaluator
+from trainer.model.execution import Execution
 from trainer.model.presets import model_config
 from trainer.model.transformer import HybridModel
 from trainer.parallel.gang import FORM_TIMEOUT_S, Gang
@@ -23,6 +26,7 @@ from trainer.parallel.layout import Layout
 from trainer.protocol.client import Message, WorkerClient
 from trainer.protocol.desk import Desk, Join
 from trainer.protocol.reporter import Reporter
+from trainer.records.run_log import RunLog
 from trainer.train.attempt import Attempt, Job
 from trainer.train.checkpoints import Saver
 from trainer.train.faults import Fault, classify
@@ -34,20 +38,45 @@ EXIT_STUCK = 70  # EX_SOFTWARE
 _LAST_WORD_S = 2.0
 
 
-def prepare(config: TrainConfig) -> Job:
-    """Set torch up and open the data. Raises ConfigError or DataError."""
+def set_up_torch(config: TrainConfig) -> None:
+    """Same inputs, same bits, on all devices. To be called before CUDA is used."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass is not deterministic; the flash kernel's can be
     torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Set torch up and open the data. Raises ConfigError or DataError."""
+    set_up_torch(config)
+    _make_run_dir(config)
     try:
         spec = model_config(config.model.name, config.model.overrides)
     except ValueError as error:
         raise ConfigError("model", str(error)) from error
-    dataset = TokenDataset(config.data, spec.vocab_size, config.batch_tokens // config.data.sequence_length)
+    execution = Execution(config.compile, config.activation_checkpointing)
+    cache = Path(config.data.work_dir or Path(config.run_dir) / "cache")
+    dataset = TokenDataset(config.data, spec.vocab_size, config.batch_tokens // config.data.sequence_length, cache)
+    dataset.begin()
     fingerprint = dataset.fingerprint()
-    return Job(config, lambda: HybridModel(spec), dataset, fingerprint, Saver(config, fingerprint))
+    evaluator = Evaluator(config.evaluation, config.data, spec.vocab_size, config.steps)
+    return Job(
+        config,
+        lambda: HybridModel(spec, execution),
+        dataset,
+        fingerprint,
+        Saver(config, fingerprint),
+        evaluator,
+        RunLog(config, spec),
+    )
+
+
+def _make_run_dir(config: TrainConfig) -> None:
+    try:
+        Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("run_dir", f"{error.filename} can't be made: {error.strerror}") from error
 
 
 def choose_device(config: TrainConfig, environ: Mapping[str, str]) -> torch.device:

@@ -1,8 +1,9 @@
 """Puts the state in place when a gang has formed: decides from the ranks' statuses, purely, then moves what is missing.
 
 If any rank completed the vote of a step, every living rank holds that step's reduced gradients: they are sent the
-ballots and finish it. If none did, what was computed of the step is dropped. Then each rank without the state gets its
-shard from the lowest replica that holds it. When some shard has no holder, all go back to the checkpoint.
+ballots, with the window that these are judged by, and finish it. If none did, what was computed of the step is dropped.
+Then each rank without the state gets its shard from the lowest replica that holds it. When some shard has no holder, all
+go back to the checkpoint.
 """
 
 from __future__ import annotations

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.data.dataset import Batch
-from trainer.optimizer import ShardedAdamW, learning_rate, squared_norm
+from trainer.model.loss import unit_gradient
+from trainer.optimizer import ShardedAdamW, squared_norm
 from trainer.parallel.gang import Gang
 from trainer.parallel.sharded import ShardedModel
+from trainer.schedule import learning_rate
 from trainer.train.hooks import Hooks
-from trainer.train.state import Ballots, Kept, Memory
-from trainer.vote import Ballot, Outcome, Verdict, tally
+from trainer.train.state import Ballots, Kept, Memory, TrainState
+from trainer.vote import Ballot, Outcome, Verdict
 
 
 class DivergenceError(RuntimeError):
@@ -25,10 +28,39 @@ class PeerFaultError(RuntimeError):
     """Another rank gave the step up, in order."""
 
 
-class StepRunner:
-    """Carries out the steps of one attempt on the memory's state."""
+class UnstableError(RuntimeError):
+    """Too many steps in a row were skipped. Every rank raises it after the same step."""
 
-    def __init__(self, config: TrainConfig, gang: Gang, model: ShardedModel, memory: Memory, hooks: Hooks) -> None:
+
+def stop_if_unstable(state: TrainState, verdict: Verdict, limit: int) -> None:
+    """Raise UnstableError when the verdict's step, just finished, makes `limit` skipped steps in a row; 0: never."""
+    skipped = state.skipped_in_row
+    if not limit or skipped < limit:
+        return
+    raise UnstableError(
+        f"steps {state.step - skipped + 1} to {state.step} were all skipped, {skipped} in a row "
+        f"(optimizer.max_skipped_in_row: {limit}); the last: {verdict.why}. Weights and moments are those after step "
+        f"{state.step - skipped}. If it is always the loss of the same ranks, suspect their GPUs; else look at the data of "
+        f"these steps, and go on from an earlier checkpoint with a lower learning rate"
+    )
+
+
+class StepRunner:
+    """Carries out the steps of one attempt on the memory's state.
+
+    `before_update` is called before weights and moments change: a save may still be copying them.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        gang: Gang,
+        model: ShardedModel,
+        memory: Memory,
+        hooks: Hooks,
+        before_update: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._before_update = before_update
         self._config = config
         self._gang = gang
         self._model = model
@@ -60,14 +92,14 @@ class StepRunner:
         """Finish the verdict's step from the kept gradients. If that fails midway, the state is torn, and forgotten."""
         state, kept = self._memory.state, self._memory.kept
         try:
+            self._before_update()
             self._hooks.at("optimizer", verdict.step)
             if verdict.outcome is Outcome.UPDATE:
                 lr = learning_rate(self._config.optimizer, verdict.step, self._config.steps)
                 self._optimizer.update(kept.gradients, verdict.norm, lr)
             else:
-                state.skipped += 1
                 print(verdict.why + ", skipped", flush=True)
-            state.step = verdict.step
+            state.finish(verdict)
         except BaseException:
             self._memory.forget()
             raise
@@ -97,18 +129,17 @@ class StepRunner:
         parts = _micro_batches(batch, self._config.micro_batch_sequences)
         total = torch.zeros((), device=self._gang.device)
         for index, (tokens, targets, documents) in enumerate(parts):
-            module = self._model.module
-            module.set_requires_gradient_sync(index == len(parts) - 1)
-            loss = module.loss(
+            self._model.accumulate(is_last=index == len(parts) - 1)
+            loss = self._model.module.loss(
                 tokens.to(self._gang.device),
                 targets.to(self._gang.device),
                 denominator=batch.loss_tokens,
                 z_loss=self._config.optimizer.z_loss,
-                document_ids=documents.to(self._gang.device),
+                document_ids=documents,  # on the host, where their boundaries can be counted without waiting
             )
             if index == 0:
                 self._hooks.at("backward", step)
-            loss.backward()
+            loss.backward(unit_gradient(loss.device))
             total += loss.detach()
         return total
 
@@ -117,10 +148,11 @@ class StepRunner:
         gathered, work = self._gang.all_gather(torch.tensor(ballot.pack(), dtype=torch.int64))
         self._hooks.at("in_vote", ballot.step)
         self._gang.wait(work)
-        ballots = tuple(Ballot.unpack(fields) for fields in gathered.tolist())
-        verdict = tally(ballots, self._gang.layout)
+        unpacked = tuple(Ballot.unpack(fields) for fields in gathered.tolist())
+        ballots = Ballots(ballot.step, unpacked, self._memory.state.window)
+        verdict = ballots.verdict(self._gang.layout, self._config.optimizer.outlier_sigma)
         if verdict.finishes:
-            self._memory.ballots = Ballots(verdict.step, ballots)
+            self._memory.ballots = ballots
         self._hooks.at("after_vote", ballot.step)
         return verdict
 
